@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.contest import PASSES, SEEDS, SETTINGS, chosen, judged, shown, trials, tuned
-from benchmarks.contest_entrants import ENTRANTS
+from benchmarks.contest_entrants import ENTRANTS, EPOCHS, PASSES, absent
+from benchmarks.contest_trials import CLASSES, SEEDS, SETTINGS, WHO, Trial, bar, chosen, judged, most, tuned
 from bivallate.evaluation.statistics import Z95, welch, wilson
 from bivallate.files import write_text
 from bivallate.style import COLOURS, figure, save, styled
@@ -20,39 +20,41 @@ from bivallate.style import COLOURS, figure, save, styled
 PAGE, FIGURE = Path("docs/contest.md"), Path("docs/figures/contest")
 TITLES = {"fashion-mnist": "Fashion-MNIST", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 WORDS = {"low": "N-FGSM's cost", "high": "PGD-10's cost"}
+Figures = Mapping[str, Any]
 
 
 def title(data: str, cost: str) -> str:
     """The data set and the cost in words."""
-    passes = SETTINGS[data].epochs * PASSES[cost]
-    return f"{TITLES[data]}, {WORDS[cost]} ({passes} passes)"
+    return f"{TITLES[data]}, {WORDS[cost]} ({EPOCHS * PASSES[cost]} passes)"
 
 
 def held_out(data: str, cost: str) -> str:
-    """Markdown: everyone with the best of its values on held-out images, best first; empty without any."""
-    best, everyone = tuned(data, cost), {e.name: e for e in ENTRANTS[cost]}
-    if not best:
+    """Markdown: everyone's values on held-out images, the most robust first; empty without any."""
+    everyone = tuned(data, cost)
+    if not everyone:
         return ""
-    missing = "" if len(best) == len(everyone) else f" ({len(best)} of {len(everyone)} are tuned)"
     lines = [
-        f"### {title(data, cost)}{missing}",
+        f"### {title(data, cost)}{_missing(data, cost)}",
         "",
-        "| method | tuned (values tried) | epochs | clean | robust | each value | worst class | RA-Tail-30 |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| method | tuned (values tried) | epochs | clean | robust | each value | worst class | each value "
+        "| its best value |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, r in sorted(best.items(), key=lambda pair: -pair[1]["held_out"]["robust"]):
-        entrant, held = everyone[name], r["held_out"]
+    for held in sorted(everyone.values(), key=lambda held: -held[most(held, "robust")]["robust"]):
+        best, fair = most(held, "robust"), most(held, "worst_class")
+        entrant, of = best.entrant, held[best]
         tried = ", ".join(shown(v) for v in entrant.values)
-        spread = " / ".join(_percent(t.read()["held_out"]["robust"]) for t in _in_order(data, cost, name))
         cells = (
-            f"**{name}**" if entrant.composed else name,
-            f"{entrant.parameter} = {shown(entrant.values[r['number']])} ({tried})",
-            str(r["epochs"]),
-            _percent(held["clean"]),
-            _percent(held["robust"]),
-            spread,
-            _percent(held["worst_class"]),
-            _percent(held["tail_30"]),
+            _name(best),
+            f"{entrant.parameter} = {shown(best.value)} ({tried})",
+            str(best.read()["epochs"]),
+            _percent(of["clean"]),
+            _percent(of["robust"]),
+            " / ".join(_percent(h["robust"]) for h in held.values()),
+            f"{_percent(of['worst_class'])} {_span(worst_interval([of]))}",
+            " / ".join(_percent(h["worst_class"]) for h in held.values()),
+            f"{shown(fair.value)}: {_percent(held[fair]['worst_class'])} "
+            f"{_span(worst_interval([held[fair]]))}, {_percent(held[fair]['robust'])} robust",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -60,11 +62,11 @@ def held_out(data: str, cost: str) -> str:
 
 def judgement(data: str, cost: str) -> str:
     """Markdown: AutoAttack on test images for those that were chosen, and whether ours win; empty before."""
-    roles = chosen(tuned(data, cost), cost)
-    tests: dict[str, list[dict[str, Any]]] = {}
+    roles = chosen(data, cost)
+    tests: dict[str, list[Figures]] = {}
     for trial in judged(data, cost):
-        found = trial.read() if trial.record.exists() else {}
-        tests.setdefault(trial.name, []).extend([found["test"]] if "test" in found else [])
+        found = trial.read() if trial.recorded else {}
+        tests.setdefault(_value(trial), []).extend([found["test"]] if "test" in found else [])
     if not roles or not all(len(found) == len(SEEDS) for found in tests.values()):
         return ""
     points = next(iter(tests.values()))[0]["n"]
@@ -79,40 +81,81 @@ def judgement(data: str, cost: str) -> str:
             k: statistics.fmean(t[k] for t in found) for k in ("clean", "robust", "worst_class", "tail_30")
         }
         seeds = " / ".join(_percent(t["robust"]) for t in found)
-        by = ", ".join(role for role, who in roles.items() if who == name)
+        by = ", ".join(role for role, trial in roles.items() if _value(trial) == name)
         cells = (by, name, _percent(means["clean"]), _percent(means["robust"]), seeds)
-        lines.append(
-            f"| {' | '.join(cells)} | {_percent(means['worst_class'])} | {_percent(means['tail_30'])} |"
-        )
-    ours, theirs = (tests[roles[f"best {who}"]] for who in ("composition", "rival"))
-    fair = [tests[roles[f"fairest {who}"]] for who in ("composition", "rival")]
-    lines += [
-        "",
-        f"* AutoAttack, {roles['best composition']} - {roles['best rival']}: {_robust(ours, theirs)}.",
-        f"* Worst class, {roles['fairest composition']} - {roles['fairest rival']}: {_worst(*fair)}.",
+        worst = f"{_percent(means['worst_class'])} {_span(worst_interval(found))}"
+        lines.append(f"| {' | '.join(cells)} | {worst} | {_percent(means['tail_30'])} |")
+    return "\n".join([*lines, "", *_verdicts(data, cost, tests)])
+
+
+def _verdicts(data: str, cost: str, tests: Mapping[str, Sequence[Figures]]) -> list[str]:
+    roles, (top, least) = {k: _value(t) for k, t in chosen(data, cost).items()}, bar(data, cost)
+    ours, theirs = roles["best composition"], roles["best rival"]
+    said = [
+        f"* AutoAttack, {ours} - {theirs}: {_robust(tests[ours], tests[theirs])}.",
+        f"* The bar of the fairest: {_percent(least)} on held-out images, half a point below {_value(top)}, "
+        "the most robust of all.",
     ]
-    return "\n".join(lines)
+    if missing := [who for who in WHO if f"fairest {who}" not in roles]:
+        return [*said, f"* No {missing[0]} reaches the bar: worst classes are not compared."]
+    ours, theirs = roles["fairest composition"], roles["fairest rival"]
+    return [*said, f"* Worst class, {ours} - {theirs}: {_worst(tests[ours], tests[theirs])}."]
 
 
-def _robust(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> str:
+def absentees() -> str:
+    """Markdown: the methods of the catalogue that take no part, and why."""
+    by: dict[tuple[str, str], list[str]] = {}
+    for cost in PASSES:
+        other = next(c for c in PASSES if c != cost)
+        for name, why in absent(cost).items():
+            where = "neither cost" if name in absent(other) else f"{WORDS[cost]}"
+            if name not in by.setdefault((where, why), []):
+                by[where, why].append(name)
+    lines = ["| methods | take no part at | why |", "| --- | --- | --- |"]
+    return "\n".join([*lines, *(f"| {', '.join(names)} | {at} | {why} |" for (at, why), names in by.items())])
+
+
+def worst_interval(found: Sequence[Figures]) -> tuple[float, float]:
+    """95 % interval of the mean worst class over seeds, by the points of the class: the seeds share them."""
+    points = min(t.get("worst_class_n", t["n"] // CLASSES) for t in found)
+    return wilson(round(statistics.fmean(t["worst_class"] for t in found) * points), points)
+
+
+def difference_interval(first: Sequence[Figures], second: Sequence[Figures]) -> tuple[float, float]:
+    """95 % interval of the difference of two worst classes, which may be different ones.
+
+    Reference: Newcombe 1998, Interval estimation for the difference between independent proportions, method
+    10: from both score intervals.
+    """
+    (a, low_a, high_a), (b, low_b, high_b) = (
+        (statistics.fmean(t["worst_class"] for t in found), *worst_interval(found))
+        for found in (first, second)
+    )
+    gap = a - b
+    return gap - math.hypot(a - low_a, high_b - b), gap + math.hypot(high_a - a, b - low_b)
+
+
+def _robust(ours: Sequence[Figures], theirs: Sequence[Figures]) -> str:
     """The difference of accuracies in words: the interval over the points, and the test over the seeds."""
     a, b = (np.array([[int(c) for c in t["right"]] for t in found]).mean(0) for found in (ours, theirs))
     gap = a - b
-    half = Z95 * float(gap.std(ddof=1)) / math.sqrt(len(gap))
-    middle, p = float(gap.mean()), welch([t["robust"] for t in ours], [t["robust"] for t in theirs])
-    low, high = 100 * (middle - half), 100 * (middle + half)
-    decided = (low > 0 or high < 0) and p is not None and p < 0.05
-    told = f"{100 * middle:+.1f} points [{low:+.1f}, {high:+.1f}], {_p(p)} over the seeds"
-    return told + (": decided" if decided else ": not decided")
+    half, middle = Z95 * float(gap.std(ddof=1)) / math.sqrt(len(gap)), float(gap.mean())
+    p = welch([t["robust"] for t in ours], [t["robust"] for t in theirs])
+    return _decided(middle, (middle - half, middle + half), p)
 
 
-def _worst(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> str:
-    """The difference of the worst classes in words, with the test over the seeds."""
+def _worst(ours: Sequence[Figures], theirs: Sequence[Figures]) -> str:
+    """The difference of the worst classes in words, likewise."""
     a, b = ([t["worst_class"] for t in found] for found in (ours, theirs))
-    p = welch(a, b)
-    gap = 100 * (statistics.fmean(a) - statistics.fmean(b))
-    decided = "decided" if p is not None and p < 0.05 else "not decided"
-    return f"{gap:+.1f} points, {_p(p)} over the seeds: {decided}"
+    gap = statistics.fmean(a) - statistics.fmean(b)
+    return _decided(gap, difference_interval(ours, theirs), welch(a, b))
+
+
+def _decided(gap: float, interval: tuple[float, float], p: float | None) -> str:
+    low, high = (100 * edge for edge in interval)
+    decided = (low > 0 or high < 0) and p is not None and p < 0.05
+    told = f"{100 * gap:+.1f} points [{low:+.1f}, {high:+.1f}], {_p(p)} over the seeds"
+    return told + (": decided" if decided else ": not decided")
 
 
 def draw() -> None:
@@ -123,24 +166,30 @@ def draw() -> None:
     with styled():
         fig, axes = figure(len(panels), width=2 if len(panels) > 1 else 1, height=3.6, squeeze=False)
         for ax, (data, cost) in zip(axes[0], panels, strict=True):
-            composed = {e.name: e.composed for e in ENTRANTS[cost]}
-            best = sorted(tuned(data, cost).items(), key=lambda pair: pair[1]["held_out"]["robust"])
-            for place, (name, record) in enumerate(best):
-                held, paint = record["held_out"], COLOURS[0 if composed[name] else 1]
-                low, high = wilson(round(held["robust"] * held["n"]), held["n"])
-                each = [100 * t.read()["held_out"]["robust"] for t in _in_order(data, cost, name)]
-                ax.hlines(place, 100 * low, 100 * high, color=paint, linewidth=1, alpha=0.6)
-                ax.plot(each, [place] * len(each), "o", mfc="none", color=paint, markersize=3)
-                ax.plot(100 * held["robust"], place, "o", color=paint, markersize=4)
-            ax.set_yticks(range(len(best)), [name for name, _ in best])
-            least = min(record["held_out"]["robust"] for _, record in best)
+            everyone = sorted(
+                tuned(data, cost).values(), key=lambda held: held[most(held, "robust")]["robust"]
+            )
+            for place, held in enumerate(everyone):
+                _draw_row(ax, place, held)
+            ax.set_yticks(range(len(everyone)), [next(iter(held)).name for held in everyone])
+            least = min(max(h["robust"] for h in held.values()) for held in everyone)
             ax.set_xlim(left=100 * least - 3)
             ax.set_title(f"{TITLES[data]}, {WORDS[cost]}")
             ax.set_xlabel("robust, held out (%)")
-        for k, label in enumerate(("composition", "catalogue")):
+        for k, label in enumerate(("composition", "rival")):
             axes[0][0].plot([], [], "o", color=COLOURS[k], markersize=4, label=label)
         axes[0][0].legend(loc="lower right")
         save(fig, FIGURE, ("svg",))
+
+
+def _draw_row(ax: Any, place: int, held: Mapping[Trial, Figures]) -> None:
+    best = most(dict(held), "robust")
+    top, paint = held[best], COLOURS[0 if best.entrant.composed else 1]
+    low, high = wilson(round(top["robust"] * top["n"]), top["n"])
+    ax.hlines(place, 100 * low, 100 * high, color=paint, linewidth=1, alpha=0.6)
+    each = [100 * h["robust"] for h in held.values()]
+    ax.plot(each, [place] * len(each), "o", mfc="none", color=paint, markersize=3)
+    ax.plot(100 * top["robust"], place, "o", color=paint, markersize=4)
 
 
 def write_page() -> None:
@@ -148,17 +197,45 @@ def write_page() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for what, made in (("held-out", held_out), ("test", judgement)):
         parts = [table for data in SETTINGS for cost in PASSES if (table := made(data, cost))]
-        new = f"<!-- {what}:begin -->\n\n" + ("\n\n".join(parts) or "Not run.") + f"\n\n<!-- {what}:end -->"
-        pattern = f"<!-- {what}:begin -->.*?<!-- {what}:end -->"
-        text, n = re.subn(pattern, lambda _, new=new: new, text, flags=re.DOTALL)
-        if n != 1:
-            raise SystemExit(f"{PAGE} has no place for {what}: <!-- {what}:begin --> ... <!-- {what}:end -->")
-    write_text(PAGE, text)
+        text = _replaced(text, what, "\n\n".join(parts) or "Not run: everyone must be tuned first.")
+    write_text(PAGE, _replaced(text, "absent", absentees()))
     draw()
 
 
-def _in_order(data: str, cost: str, name: str) -> list[Any]:
-    return sorted(trials(data, cost, [name]), key=lambda trial: trial.number)
+def _replaced(text: str, what: str, by: str) -> str:
+    new, pattern = (
+        f"<!-- {what}:begin -->\n\n{by}\n\n<!-- {what}:end -->",
+        f"<!-- {what}:begin -->.*?<!-- {what}:end -->",
+    )
+    text, n = re.subn(pattern, lambda _: new, text, flags=re.DOTALL)
+    if n != 1:
+        raise SystemExit(f"{PAGE} has no place for {what}: <!-- {what}:begin --> ... <!-- {what}:end -->")
+    return text
+
+
+def _missing(data: str, cost: str) -> str:
+    everyone, there = [e.name for e in ENTRANTS[cost]], tuned(data, cost)
+    missing = ", ".join(name for name in everyone if name not in there)
+    return f" ({len(there)} of {len(everyone)} are tuned; missing: {missing})" if missing else ""
+
+
+def _name(trial: Trial) -> str:
+    what = "" if trial.entrant.composed or not trial.entrant.what else f" ({trial.entrant.what})"
+    return f"**{trial.name}**" if trial.entrant.composed else trial.name + what
+
+
+def _value(trial: Trial) -> str:
+    """An entrant with its value, in words."""
+    return f"{trial.name} ({trial.entrant.parameter} = {shown(trial.value)})"
+
+
+def shown(value: Any) -> str:
+    """The value of a tuned parameter in words."""
+    return f"{value:.3g}" if isinstance(value, float) else "its default" if value is None else str(value)
+
+
+def _span(interval: tuple[float, float]) -> str:
+    return f"[{_percent(interval[0])}, {_percent(interval[1])}]"
 
 
 def _percent(value: float) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contest import SETTINGS, shown
+from benchmarks.contest_page import shown
+from benchmarks.contest_trials import SETTINGS
 from bivallate.evaluation.statistics import wilson
 from bivallate.reproduce.cell import slug
 from bivallate.reproduce.definition import is_of_cell

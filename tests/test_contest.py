@@ -1,73 +1,169 @@
-"""The contest: who is chosen by held-out images, and what the test images decide."""
+"""The contest: who takes part, who is chosen by held-out images, and what the test images decide."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from benchmarks import contest, contest_page
-from benchmarks.contest_entrants import ENTRANTS
+from benchmarks import contest, contest_entrants, contest_page, contest_trials
+from benchmarks.contest_entrants import ENTRANTS, PASSES, REASONS, Entrant, absent
+from benchmarks.contest_trials import Trial
 
 from bivallate import Linf
+from bivallate.methods.entries import registry
 from bivallate.run.budget import Minibatches, costs_of_epochs
+
+THREAT, TRAINED = Linf(0.1), Path("results/contest")
+ROBUST = {"bastion": 0.9, "wat-noise": 0.896, "nuat": 0.897}
+WORST = {"wat-noise": 0.8, "bastion": 0.6, "trades-noise": 0.85, "nuat": 0.4}
 
 
 @pytest.fixture
 def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of records in which `wat-noise` is nearly as robust as `bastion`, and fairer."""
-    monkeypatch.setattr(contest, "RECORDS", tmp_path)
-    for trial in contest.trials("mnist", "low"):
-        robust = {"bastion": 0.9, "wat-noise": 0.896, "nuat": 0.8}.get(trial.name, 0.5)
-        worst = {"wat-noise": 0.8, "bastion": 0.6, "trades-noise": 0.85}.get(trial.name, 0.3)
-        robust -= 0.002 * abs(trial.number - 2)  # the last value is everyone's best
-        write(trial, held_out={"clean": 0.95, "robust": robust, "worst_class": worst, "tail_30": worst})
+    monkeypatch.setattr(contest_trials, "RECORDS", tmp_path)
+    monkeypatch.setattr(contest_trials, "RUNS", tmp_path / "runs")
+    for trial in contest_trials.trials("mnist", "low"):
+        robust = ROBUST.get(trial.name, 0.5) - 0.002 * abs(trial.number - 2)  # the last value is the best
+        write(trial, held_out=held(robust, WORST.get(trial.name, 0.3)))
     return tmp_path
 
 
-def write(trial: contest.Trial, **more: object) -> None:
+def held(robust: float, worst: float) -> dict[str, float]:
+    return {"n": 2000, "clean": 0.95, "robust": robust, "worst_class": worst, "tail_30": worst}
+
+
+def write(trial: Trial, **more: Any) -> None:
     trial.record.parent.mkdir(parents=True, exist_ok=True)
-    trial.record.write_text(json.dumps({"name": trial.name, "number": trial.number, "epochs": 1, **more}))
+    own = {"name": trial.name, "number": trial.number, "epochs": 1, "passes": 80.0}
+    value = {"parameter": trial.entrant.parameter, "value": trial.value}
+    trial.record.write_text(json.dumps({**own, **value, **more}))
+
+
+def roles() -> dict[str, tuple[str, int]]:
+    return {role: (t.name, t.number) for role, t in contest_trials.chosen("mnist", "low").items()}
 
 
 def test_held_out_images_choose_the_most_robust_and_the_fairest_that_is_nearly_as_robust(
     records: Path,
 ) -> None:
-    assert contest.chosen(contest.tuned("mnist", "low"), "low") == {
-        "yardstick": "n-fgsm",
-        "best rival": "nuat",
-        "fairest rival": "nuat",
-        "best composition": "bastion",
-        "fairest composition": "wat-noise",
+    assert roles() == {
+        "yardstick": ("n-fgsm", 2),
+        "best rival": ("nuat", 2),
+        "fairest rival": ("nuat", 2),
+        "best composition": ("bastion", 2),
+        "fairest composition": ("wat-noise", 2),
     }
-    judged = contest.judged("mnist", "low")
+    judged = contest_trials.judged("mnist", "low")
     assert {t.number for t in judged} == {2}
     assert [t.seed for t in judged if t.name == "bastion"] == [0, 1, 2]
 
 
+def test_the_fairest_has_another_value_than_the_most_robust(records: Path) -> None:
+    write(Trial("mnist", "low", "nuat", 0), held_out=held(0.8955, 0.7))
+    assert (roles()["best rival"], roles()["fairest rival"]) == (("nuat", 2), ("nuat", 0))
+    told = contest_page.held_out("mnist", "low")
+    assert "| 2: 70.0 [" in told
+    assert "], 89.5 robust |" in told
+
+
+def test_one_bar_holds_for_rivals_and_compositions_and_nobody_may_reach_it(records: Path) -> None:
+    for number in range(3):
+        write(Trial("mnist", "low", "at-two", number), held_out=held(0.95, 0.1))
+    assert roles()["fairest rival"][0] == "at-two"
+    assert "fairest composition" not in roles()
+
+
 def test_nobody_is_judged_before_everyone_is_tuned(records: Path) -> None:
-    contest.Trial("mnist", "low", "gat", 0).record.unlink()
-    assert contest.judged("mnist", "low") == []
-    assert "(20 of 21 are tuned)" in contest_page.held_out("mnist", "low")
+    Trial("mnist", "low", "gat", 0).record.unlink()
+    assert contest_trials.judged("mnist", "low") == []
+    everyone = len(ENTRANTS["low"])
+    missing = f"({everyone - 1} of {everyone} are tuned; missing: gat)"
+    assert missing in contest_page.held_out("mnist", "low")
+
+
+@pytest.mark.parametrize("stale", [{"passes": 84.4}, {"value": 3.0}, {"parameter": "noise"}])
+def test_a_record_beyond_the_budget_or_of_another_value_does_not_count(
+    records: Path, stale: dict[str, Any]
+) -> None:
+    trial = Trial("mnist", "low", "gat", 0)
+    write(trial, held_out=held(0.9, 0.9), **stale)
+    assert not trial.recorded
+    assert "gat" not in contest_trials.tuned("mnist", "low")
+
+
+def test_a_training_that_exceeds_its_budget_fails(records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = Trial("mnist", "low", "gat", 0)
+    monkeypatch.setattr(contest, "measured", lambda trial, device: {"passes": 80.5, "epochs": 13})
+    trial.record.unlink()
+    with pytest.raises(ValueError, match=r"gat-0-seed0 has cost 80.5 passes, of 80 it may"):
+        contest.train(trial)
+    assert not trial.record.exists()
 
 
 @pytest.mark.parametrize(("gain", "verdict"), [(100, "decided"), (0, "not decided")])
 def test_a_difference_is_decided_over_points_and_seeds(records: Path, gain: int, verdict: str) -> None:
-    for trial in contest.judged("mnist", "low"):
+    for trial in contest_trials.judged("mnist", "low"):
         right = 700 + trial.seed + (gain if trial.name == "bastion" else 0)
-        test = {"n": 1000, "clean": 0.9, "robust": right / 1000, "worst_class": 0.5, "tail_30": 0.5}
-        held = {"clean": 0.95, "robust": 0.9, "worst_class": 0.8, "tail_30": 0.8}
-        before = json.loads(trial.record.read_text()) if trial.record.exists() else {"held_out": held}
-        write(trial, **{**before, "test": {**test, "right": "1" * right + "0" * (1000 - right)}})
-    told = contest_page.judgement("mnist", "low")
-    assert told.splitlines()[-2].endswith(f"over the seeds: {verdict}.")
+        worst = 0.5 + 0.001 * trial.seed + (0.004 * gain if trial.name == "wat-noise" else 0)
+        test = {"n": 1000, "clean": 0.9, "robust": right / 1000, "worst_class": worst, "tail_30": 0.5}
+        test |= {"worst_class_n": 99, "right": "1" * right + "0" * (1000 - right)}
+        write(trial, held_out=trial.read()["held_out"] if trial.recorded else held(0.9, 0.8), test=test)
+    robust, bar, worst = contest_page.judgement("mnist", "low").splitlines()[-3:]
+    assert robust.endswith(f"over the seeds: {verdict}.")
+    assert "89.5 on held-out images, half a point below bastion (beta = 12)" in bar
+    assert worst.endswith(f"over the seeds: {verdict}.")
+
+
+def test_the_interval_of_a_worst_class_is_never_a_point() -> None:
+    none, some = ([{"worst_class": share, "worst_class_n": 99, "n": 1000}] * 3 for share in (0.0, 0.1))
+    low, high = contest_page.worst_interval(none)
+    assert low == pytest.approx(0)
+    assert high == pytest.approx(1.96**2 / (99 + 1.96**2), rel=1e-3)
+    low, high = contest_page.difference_interval(some, none)
+    assert low < 0.1 < high
+    assert (-high, -low) == pytest.approx(contest_page.difference_interval(none, some))
 
 
 @pytest.mark.parametrize("cost", ENTRANTS)
 def test_everyone_can_be_trained_at_least_once_within_the_cost(cost: str) -> None:
-    budget = contest.SETTINGS["mnist"].epochs * contest.PASSES[cost]
+    budget = contest_entrants.EPOCHS * PASSES[cost]
     for entrant in ENTRANTS[cost]:
         assert len(entrant.values) == 3, entrant.name
         for value in entrant.values:
-            method = entrant.make(Linf(0.1), value)
-        assert costs_of_epochs(method, 1, Minibatches(32, 32, 10))[0] <= budget, entrant.name
+            method = entrant.make(THREAT, value)
+            assert costs_of_epochs(method, 1, Minibatches(32, 32, 10))[0] <= budget, entrant.name
+
+
+@pytest.mark.parametrize("cost", ENTRANTS)
+def test_every_method_of_the_catalogue_is_an_entrant_or_has_a_reason(cost: str) -> None:
+    present = {e.method for e in ENTRANTS[cost]} - {""}
+    assert present | absent(cost).keys() == registry().keys()
+    assert not present & REASONS.keys()
+    assert not any(name in contest_page.absentees() for name in ("n-fgsm", "bastion"))
+
+
+def differing(one: Entrant, other: Entrant) -> set[str]:
+    a, b = (e.make(THREAT, e.values[1]).to_dict() for e in (one, other))
+    return {part for part in a if a[part] != b[part]} - {"name"}
+
+
+def test_compositions_differ_as_their_names_do() -> None:
+    composed = {e.name: e for e in (*contest_entrants.NOISE, *contest_entrants.TWO)}
+    heads = {name.rpartition("-")[0] for name in composed}
+    for head in heads:
+        assert differing(composed[f"{head}-noise"], composed[f"{head}-two"]) == {"solver"}
+        for attack in ("noise", "two"):
+            different = differing(composed[f"{head}-{attack}"], composed[f"trades-{attack}"])
+            assert different <= {"loss", "weighting"}
+
+
+@pytest.mark.parametrize("path", sorted(TRAINED.rglob("*.json")), ids=lambda p: p.stem)
+def test_a_record_is_of_today_and_keeps_its_budget(path: Path) -> None:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    trial = Trial(*(found[key] for key in ("data", "cost", "name", "number", "seed")))
+    assert trial.record == path
+    assert trial.recorded
+    assert found["epochs"] == contest_trials.configure(trial).epochs

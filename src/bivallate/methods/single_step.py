@@ -213,13 +213,14 @@ def aaer(
         threat: the set of perturbations.
         noise: half-width of the start in units of eps; above 1 nothing is projected on the ball.
         step_size: in units of eps.
-        loss_weight: lambda_1 lambda_2.
-        variation_weight: lambda_1 lambda_3.
+        loss_weight: lambda_1 lambda_2. It changes the reported loss and no gradient: its term is constant, as
+            in the public code, which detaches both losses. `--set loss.constant=false` lets it act.
+        variation_weight: lambda_1 lambda_3, the one that acts.
 
     Cost: 2 forwards, 2 backwards.
 
     Reference: Lin et al. 2023, section 3; weights of the public code's README.
-    Deviation: none known; as in the public code the loss term is held constant (`loss.constant`).
+    Deviation: the public code's step grows for five epochs; here it has its length at once.
     """
     loss = Abnormal(adversarial, loss_weight, variation_weight)
     inner = PGD(1, step_size * threat.eps, Uniform(noise) if noise != 1 else uniform)
