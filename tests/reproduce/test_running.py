@@ -330,6 +330,8 @@ def test_the_page_is_rebuilt_from_records_alone(tmp_path: Path) -> None:
     keep(slower, out, "cpu", "at-mnist-tiny-cnn-linf")
     (at,) = [line for line in page(out).splitlines() if line.startswith("| AT |") and "2 seeds" in line]
     assert "| 101 |" in at  # seconds of two machines have no mean
+    lacking = "at-mnist-tiny-cnn-linf-seed0, at-mnist-tiny-cnn-linf-seed1, mail-mnist-tiny-cnn-linf-seed0"
+    assert f'for columns that they lack ("Clean", "AA", "AA Tail-30"): {lacking}.' in page(out)
     other = by_hand("GAIRAT", [True] * 100, group=group, table="T-B1", cell=cells["GAIRAT"].but(epochs=3))
     place = keep(other, out, "cpu", "gairat-mnist-tiny-cnn-linf")
     assert "| GAIRAT | 99.1 | not run |" in page(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from bivallate.reproduce.paper_table import QUESTIONS, SCALES, Reported, reporte
 from bivallate.reproduce.papers.catalogue import find, tables
 from bivallate.reproduce.papers.figure_list import FIGURES
 from bivallate.reproduce.planning import jobs_of
-from bivallate.reproduce.scaling import at_scale, sources_at_scale
+from bivallate.reproduce.scaling import at_scale, describe, sources_at_scale
 
 NAMES = [
     *(f"T-D{k}" for k in range(1, 5)),
@@ -129,6 +130,40 @@ def test_full_scale_uses_the_papers_own_settings() -> None:
     assert configure(free, 0).optimizer.lr == 0.04
 
 
+@EVERY
+def test_what_scale_cpu_is_said_to_do_is_what_its_cells_do(name: str) -> None:
+    table = find(name)
+    cells = at_scale(table, "cpu")
+    told = " ".join([describe(table, "cpu"), *table.notes])
+    narrow = [cell for cell in cells if cell.settings.get("model.width") == 0.25]
+    of = {cell.weights for cell in narrow}
+    named = {m.weights or cell.weights for cell in narrow for m in cell.measures}
+    assert ("chooses the best epoch" in told) == ("best" in named)
+    assert ("those of the best epoch" in told) == ("best" in of)
+    assert ("those of the last epoch" in told) == ("last" in of)
+    assert ("a tenth of the training images held out" in told) == bool(narrow)
+    assert "All training images are used" not in told or not narrow
+    shown = {(cell.row, cell.group) for cell in narrow}
+    full = {(c.recipe, c.epochs): c for c in table.cells if (c.row, c.group) in shown}
+    epochs = {configure(cell, 0).epochs for cell in full.values()}
+    for number in epochs | {cell.epochs for cell in narrow}:
+        assert re.search(rf"\b{number}\b", describe(table, "cpu")), number
+    for cell in sources_at_scale(table, "cpu").values():
+        config = configure(cell, 0)
+        assert (config.model.width, config.epochs) in ((0.25, narrow[0].epochs), (1.0, 5))
+    assert "not at scale cpu" not in told or not table.sources
+
+
+def test_claims_on_rows_that_a_paper_does_not_have_are_ours() -> None:
+    for name in ("T-D1", "T-D2", "T-D3", "T-D4"):
+        absent = {cell.row for cell in find(name).cells if "r >= 1" in cell.row}
+        assert absent
+        assert not absent & reported()[name].keys()
+        claims = [c for c in find(name).claims if absent & {c.better, c.worse}]
+        assert all(not claim.theirs for claim in claims)
+        assert claims or name == "T-D3"
+
+
 def test_only_and_group_choose_cells(tmp_path) -> None:
     table = find("T-B1")
     jobs = jobs_of(table, "cpu", only=("BiLAW", "at"), groups=("F-MNIST",), seeds=(0, 1), out=tmp_path)
@@ -220,6 +255,8 @@ def test_cells_follow_their_papers_to_the_letter() -> None:
         ("T-F6", "FAST-BAT"): {"model.stem": "imagenet", "model.name": "resnet50"},
         ("T-D1", "DONE-ADAM"): {"data.validation": 0.1, "method.weighting.floor": 0.0},
         ("T-D1", "DONE-ADAM, r >= 1"): {"data.validation": 0.1, "method.weighting.floor": 1.0},
+        ("T-D4", "DONE"): {"epochs": 25, "method.weighting.floor": 0.0},
+        ("T-D4", "DONE, r >= 1"): {"epochs": 25, "method.weighting.floor": 1.0},
     }  # fmt: skip
     for (table, row), values in asked.items():
         cells = [c for c in find(table).cells if c.row == row and c.eps != ".0078" and c.eps != "0.0078"]

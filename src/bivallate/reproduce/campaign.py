@@ -16,7 +16,7 @@ from typing import Any
 
 from bivallate.data.workers import end_with_parent
 from bivallate.errors import UserError
-from bivallate.reproduce.definition import has_columns, is_of_cell
+from bivallate.reproduce.definition import is_of_cell, lacking
 from bivallate.reproduce.records import read_record
 from bivallate.reproduce.reuse import record_from_another
 from bivallate.reproduce.running import Job, record_path, run_job
@@ -55,7 +55,7 @@ def _recorded(job: Job) -> bool:
         entry = read_record(path_of(job)).entry
     except UserError:  # damaged: the cell is run again
         return False
-    return is_of_cell(entry, job.cell, job.seed, job.sources) and has_columns(entry, job.cell)
+    return is_of_cell(entry, job.cell, job.seed, job.sources) and not lacking(entry, job.cell)
 
 
 def path_of(job: Job) -> Path:

@@ -12,7 +12,7 @@ from bivallate.reproduce.cell import Cell, configure
 from bivallate.run.config import Config
 from bivallate.run.sentinel import Sentinel
 
-__all__ = ["SOURCE_SEED", "has_columns", "is_of_cell", "recorded_training", "source_names", "without_machine"]
+__all__ = ["SOURCE_SEED", "is_of_cell", "lacking", "recorded_training", "source_names", "without_machine"]
 
 SOURCE_SEED = 1000  # added to the seed for the network that adversarial examples are transferred from
 
@@ -59,8 +59,8 @@ def _as(kept: dict[str, Any], cell: Cell, seed: int) -> bool:
     return without_machine(decode(from_portable(kept["config"]))) == without_machine(configure(cell, seed))
 
 
-def has_columns(entry: dict[str, Any], cell: Cell) -> bool:
-    """Whether a record has all columns of the cell, each from the evaluation that the cell asks for."""
+def lacking(entry: dict[str, Any], cell: Cell) -> list[str]:
+    """The columns of the cell that a record lacks, or has from another evaluation than the cell asks for."""
     kept = {name: (column["what"], column.get("score")) for name, column in entry["columns"].items()}
     asked = {m.column: (m.what, None if m.what == "seconds" else m.key) for m in cell.measures}
-    return asked.items() <= kept.items()
+    return [column for column, measured in asked.items() if kept.get(column) != measured]

@@ -10,7 +10,7 @@ import numpy as np
 from bivallate.data.registry import KNOWN
 from bivallate.quoting import tex
 from bivallate.reproduce.cell import Cell, slug
-from bivallate.reproduce.definition import is_of_cell
+from bivallate.reproduce.definition import is_of_cell, lacking
 from bivallate.reproduce.judging import judge_claim
 from bivallate.reproduce.paper_table import PaperTable, Scale
 from bivallate.reproduce.records import Record, of_cell
@@ -54,16 +54,22 @@ def side_by_side(table: PaperTable, scale: Scale, records: Sequence[Record]) -> 
 def _current(
     cells: Sequence[Cell], sources: Mapping[str, Cell], records: Sequence[Record]
 ) -> tuple[list[Record], list[str]]:
-    """The records that match the present definitions of the cells, and a note on those left out."""
+    """The records that match the present definitions of the cells, and notes on those left out or partial."""
     known = {cell.name: cell for cell in cells}
     kept, left = [], []
+    partial: dict[str, list[str]] = {}
     for record in records:
         cell = known.get(slug(f"{record.row} {record.group}"))
         now = cell is not None and is_of_cell(record.entry, cell, record.seed, sources)
         (kept if now else left).append(record)
+        absent = lacking(record.entry, cell) if cell is not None and now else []
+        if absent:
+            partial.setdefault(", ".join(f'"{name}"' for name in absent), []).append(record.path.stem)
     names = ", ".join(record.path.stem for record in left)
-    note = f"Left out, because their cell has been defined otherwise since: {names}."
-    return kept, [note] if left else []
+    notes = [f"Left out, because their cell has been defined otherwise since: {names}."] if left else []
+    for columns, stems in partial.items():
+        notes.append(f"Will be made anew for columns that they lack ({columns}): {', '.join(stems)}.")
+    return kept, notes
 
 
 def _shows(cell: Cell, column: str) -> bool:

@@ -156,9 +156,8 @@ def quick(cell: Cell) -> Cell:
 COUPLED = ("done", "fast-bat")  # under autocast their input gradients are float32: bfloat16 saves no time
 NARROW_NOTE = (
     "The paper's networks with a quarter of their channels, also where examples are transferred from, "
-    "{epochs} with milestones in proportion, a tenth of the training images held out, where the epoch is "
-    "chosen by PGD-10 on 500 of them, bfloat16 where a method uses the signs of its attack's gradients alone "
-    "and the processor has it, all test images of the data folder (CIFAR-10: 1,000)"
+    "{epochs} with milestones in proportion, bfloat16 where a method uses the signs of its attack's "
+    "gradients alone and the processor has it, all test images of the data folder (CIFAR-10: 1,000)"
 )
 
 
@@ -168,8 +167,27 @@ def describe(table: PaperTable, scale: Scale) -> str:
     notes: Mapping[str, str] = {
         "smoke": f"{SMOKE_ROWS} images, one epoch, a tiny network, {SMOKE_POINTS} attacked points: this "
         "tests the path from training to table, and its figures mean nothing",
-        "cpu": table.cpu_note,
+        "cpu": table.cpu_note + _held_out(at_scale(table, "cpu")),
         "full": "the paper's setting, with as much of each data set as the data folder holds; the paper's "
         f"figures are of {table.seeds} training{plural}",
     }
     return notes[scale]
+
+
+def _held_out(cells: Iterable[Cell]) -> str:
+    """What narrow cells do with the images that they hold out; empty if there are none such."""
+    cells = [cell for cell in cells if "model.width" in cell.settings]
+    own = {cell.weights for cell in cells}
+    more = {measure.weights for cell in cells for measure in cell.measures} - {"", *own}
+    if not own:
+        return ""
+    use = "chooses the best epoch" if "best" in own | more else "follows the training"
+    elsewhere = f", in columns that say so of the {_named(more)} epoch" if more else ""
+    return (
+        ", a tenth of the training images held out, where PGD-10 on 500 of them "
+        f"{use}; the weights reported are those of the {_named(own)} epoch{elsewhere}"
+    )
+
+
+def _named(weights: Iterable[str]) -> str:
+    return " or ".join(sorted(weights))
