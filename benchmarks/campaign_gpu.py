@@ -37,6 +37,7 @@ from bivallate import data
 from bivallate.errors import UserError
 from bivallate.files import make_folder
 from bivallate.reproduce.campaign import path_of, pending, run_campaign, to_stderr
+from bivallate.reproduce.cell import Cell
 from bivallate.reproduce.papers.catalogue import find
 from bivallate.reproduce.planning import jobs_of
 from bivallate.reproduce.records import read_records
@@ -47,12 +48,16 @@ from bivallate.run.progress import TerminalProgress
 from bivallate.run.signals import Interrupted
 
 FAST = ("FAST-AT", "FAST-BAT", "FAST-AT-GA", "PGD-2-AT", "N-FGSM")
-DONE = ("AT", "MAIL", "GAIRAT", "DONE-ADAM", "DONE-PGD", "DONE-GD")
+DONE = ("AT", "MAIL", "GAIRAT", "FAT", "DONE-ADAM", "DONE-PGD", "DONE-GD")
+BILAW = ("AT", "GAIRAT", "MAIL", "TRADES (1/lambda=6)", "BiLAW")
+EQUAL = ("FAST-BAT (equal cost)", "N-FGSM (equal cost)")
 ORDER = (  # table, rows (empty: all), group, seeds (empty: those asked for)
     ("T-F1", FAST, "CIFAR-10 @8", ()),
-    ("T-D1", DONE, "balanced", ()),
-    ("T-D1", DONE, "imbalanced 0.2", ()),
     ("T-F1", FAST, "CIFAR-10 @16", ()),
+    ("T-D1", DONE, "balanced", ()),
+    ("T-Y2", (), "CIFAR-10", ()),
+    ("T-B2", BILAW, "small-CNN .031", ()),
+    ("T-D1", DONE, "imbalanced 0.2", ()),
     ("T-D4", (), "fast", ()),
 )
 DONES = ("DONE-GD", "DONE-ADAM", "DONE-PGD", "DONE-ADAM, r >= 1")
@@ -64,11 +69,11 @@ NARROW = (
     ("T-F1", ("FAST-AT", "PGD-2-AT", "N-FGSM"), "CIFAR-10 @8", (0,)),
     ("T-F1", ("FAST-AT",), "CIFAR-10 @16", (0, 1)),
     ("T-Y2", (), "CIFAR-10", (0,)),
-    ("T-B1", ("BiLAW",), "MNIST tiny-CNN linf", (0, 1, 2)),
-    ("T-B1", ("BiLAW-TRADES",), "MNIST tiny-CNN linf", (0,)),
-    ("T-Y1", ("Dynamic",), "MNIST", (0,)),
-    ("T-B2", ("BiLAW", "TRADES (1/lambda=6)", "GAIRAT", "MAIL", "AT"), "small-CNN .031", (0,)),
+    ("T-B1", ("BiLAW", "BiLAW-TRADES"), "MNIST tiny-CNN linf", (0, 1, 2)),
+    ("T-Y1", ("Dynamic", "Standard", "Curriculum", "Unsecured"), "MNIST", (0,)),
+    ("T-B2", BILAW[::-1], "small-CNN .031", (0,)),
     ("T-D1", (*DONES, "AT", "MAIL", "GAIRAT"), "imbalanced 0.2", (0,)),
+    ("T-B1", EQUAL, "MNIST tiny-CNN linf", (0,)),
     ("T-S1", (), "CIFAR-10 @8", (0,)),
     ("T-S1", (), "CIFAR-10 @16", (0,)),
     ("T-C1", (), "balanced", (0,)),
@@ -87,10 +92,16 @@ def plan(chosen: argparse.Namespace) -> list[Job]:
     for (name, rows, group, _), seed in itertools.chain.from_iterable(rounds):
         found = jobs_of(find(name), chosen.scale, seeds=(seed,), only=rows, **where)
         jobs += [job for job in found if job.cell.group == group]
+    of = plain if chosen.float32 else quick
     for k, job in enumerate(jobs):
-        plain = job.cell.but(settings={**job.cell.settings, "precision": "float32", "channels_last": False})
-        jobs[k] = dataclasses.replace(job, cell=plain if chosen.float32 else quick(job.cell))
+        sources = {name: of(cell) for name, cell in job.sources.items()}
+        jobs[k] = dataclasses.replace(job, cell=of(job.cell), sources=sources)
     return jobs[: chosen.limit] if chosen.limit else jobs
+
+
+def plain(cell: Cell) -> Cell:
+    """The cell in float32 and the usual memory layout."""
+    return cell.but(settings={**cell.settings, "precision": "float32", "channels_last": False})
 
 
 def unrecorded(jobs: list[Job], known: Path) -> list[Job]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import campaign_gpu, filling
+from benchmarks import campaign_cpu, campaign_gpu, filling
 from benchmarks.filling import CONTEXT, Throughput, at_once, endless, filled, pace, ready_for
 
 from bivallate.errors import UserError
@@ -89,6 +89,49 @@ def test_every_cell_is_planned_once_and_float32_means_all(scale, tmp_path) -> No
     plain = campaign_gpu.plan(campaign_gpu.arguments([*given, "--float32"]))
     assert [job.title for job in plain] == [job.title for job in jobs]
     assert {configure(job.cell, 0).precision for job in plain} == {"float32"}
+    sources = [cell for job in plain for cell in job.sources.values()]
+    assert {configure(cell, 0).precision for cell in sources} == {"float32"}
+
+
+ORDERS = {  # the order of worth: table, row and start of the group; seeds that must be planned
+    "full": (
+        ("T-F1", "FAST-BAT", "CIFAR-10 @8", {0}),
+        ("T-F1", "FAST-BAT", "CIFAR-10 @16", {0}),
+        ("T-D1", "FAT", "balanced", {0}),
+        ("T-Y2", "Dynamic", "CIFAR-10", {0}),
+        ("T-B2", "BiLAW", "small-CNN .031", {0}),
+        ("T-D1", "DONE-ADAM", "imbalanced", {0}),
+        ("T-D4", "DONE", "fast", {0}),
+    ),
+    "cpu": (("T-B1", "BiLAW-TRADES", "MNIST tiny-CNN linf", {0, 1, 2}), ("T-Y1", "Standard", "MNIST", {0})),
+    "two cores": (
+        ("T-Y2", "Dynamic", "CIFAR-10", {0}),
+        ("T-B2", "BiLAW", "small-CNN .031", {0}),
+        ("T-D1", "AT", "imbalanced", {0}),
+        ("T-B1", "N-FGSM (equal cost)", "MNIST", {0}),
+        ("T-B1", "BiLAW", "MNIST", {0, 1, 2}),
+        ("T-B1", "BiLAW-TRADES", "MNIST", {0, 1, 2}),
+        ("T-Y1", "Dynamic", "MNIST", {0}),
+        ("T-S1", "FAST-AT", "CIFAR-10 @8", {0}),
+        ("T-C1", "DAFA", "balanced", {0}),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ORDERS)
+def test_campaigns_follow_the_order_of_worth(kind: str, tmp_path) -> None:
+    if kind == "two cores":
+        jobs = campaign_cpu.plan("cpu", tmp_path / "out", tmp_path / "runs")
+    else:
+        jobs = campaign_gpu.plan(campaign_gpu.arguments(["--scale", kind, "--out", str(tmp_path)]))
+    places = []
+    for table, row, group, seeds in ORDERS[kind]:
+        asked = (table, row, group)
+        found = [k for k, j in enumerate(jobs) if (j.table, j.cell.row) == asked[:2]]
+        found = [k for k in found if jobs[k].cell.group.startswith(group)]
+        assert {jobs[k].seed for k in found} == seeds, asked
+        places.append(found[0])
+    assert places == sorted(places)
 
 
 def test_a_probe_is_made_once_a_machine(tmp_path, monkeypatch) -> None:

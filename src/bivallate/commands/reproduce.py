@@ -43,7 +43,7 @@ def reproduce(
     ----------
     table
         T-D1 to T-D4, T-F1 to T-F11, T-B1, T-B2, T-B3, T-B6, T-B7, T-B8, T-Y1 to T-Y3, T-S1, T-C1, or a
-        figure, E10 to E16 and E16-EPS.
+        figure, such as E10 or E16-EPS; the command alone lists all.
     scale
         smoke (minutes; tests the path, its figures mean nothing), cpu (what two cores can finish) or full
         (the paper's).

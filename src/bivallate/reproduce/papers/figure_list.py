@@ -153,8 +153,34 @@ FIGURES = {
             "balanced",
             ("curves", "confusion", "weights", "examples"),
             together=("classes",),
-            differs="CIFAR-10 alone, where the paper has SVHN and STL10 as well; curves are of held-out "
-            "training images, under PGD-10",
+            differs="curves are of held-out training images, under PGD-10, and of one training",
+        ),
+        PaperFigure(
+            "E13-DONE-CUT",
+            "accuracies by class with five classes cut to a fifth",
+            "DONE, Fig. 1",
+            "T-D1",
+            ("AT", "DONE-ADAM"),
+            "imbalanced 0.2",
+            together=("classes",),
+        ),
+        PaperFigure(
+            "E13-DONE-SVHN",
+            "confusions and weights by class on SVHN",
+            "DONE, Fig. 3, 5",
+            "T-D2",
+            ("DONE-ADAM",),
+            "balanced",
+            ("confusion", "weights"),
+        ),
+        PaperFigure(
+            "E13-DONE-STL10",
+            "confusions, weights by class, easy and hard examples on STL10",
+            "DONE, Fig. 3 to 6",
+            "T-D3",
+            ("DONE-ADAM",),
+            "STL10",
+            ("confusion", "weights", "examples"),
         ),
         PaperFigure(
             "E14",
@@ -164,6 +190,16 @@ FIGURES = {
             ("BiLAW", "GAIRAT", "MAIL"),
             SMALL,
             ("examples",),
+        ),
+        PaperFigure(
+            "E14-MNIST",
+            "easy and hard examples on MNIST",
+            "BiLAW, Fig. 9",
+            "T-B1",
+            ("BiLAW",),
+            "MNIST tiny-CNN linf",
+            ("examples",),
+            differs="the paper does not say on which of its networks on MNIST",
         ),
         PaperFigure(
             "E15", "likelihoods projected", "BiLAW, Fig. 4", "T-B2", ("BiLAW",), SMALL, ("likelihoods",)
@@ -187,7 +223,8 @@ FIGURES = {
             ("BiLAW",),
             SMALL,
             each=("omega",),
-            differs="of the end of training alone",
+            differs="of the end of training alone: what is kept of earlier epochs is the classifier, not "
+            "the weight network",
         ),
         PaperFigure(
             "E16-EPS",
