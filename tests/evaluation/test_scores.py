@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 import scipy.stats
 import torch
 from scipy.stats import t as student
-from tests.evaluation.conftest import affine, cloud
+from tests.evaluation.conftest import affine
 
 import bivallate as bv
 from bivallate.errors import UserError
@@ -24,16 +23,12 @@ from bivallate.evaluation import (
     attack_and_score,
     attack_named,
     attacks,
-    eps_curve,
     evaluation_name,
-    minimal_distances,
     over_seeds,
     rank,
-    transfer,
 )
 from bivallate.evaluation.metrics import TrainingCost
 from bivallate.evaluation.statistics import bootstrap_tail, holm, mcnemar, tail, welch, wilson
-from bivallate.evaluation.sweeps import survivors
 
 
 def made(y, stage, predicted, *, name="pgd-20", seed=0) -> Score:
@@ -263,104 +258,6 @@ def test_a_class_without_points_is_null_and_noted(robust_model, held_out):
     assert json.loads(json.dumps(score.to_json()))["per_class"][3] is None
 
 
-def test_a_linear_model_has_the_distances_of_its_hyperplane():
-    x = 0.5 + 0.1 * (cloud(20, (1, 4, 4)).double() - 0.5)
-    model = affine(16, 2).double()
-    with torch.no_grad():
-        model[1].bias.sub_(model(x).mean(0))
-        logits = model(x)
-        w = model[1].weight[0] - model[1].weight[1]
-    y, gap = logits.argmax(1), (logits[:, 0] - logits[:, 1]).abs()
-    for norm, dual in (("linf", w.abs().sum()), ("l2", w.norm()), ("l1", w.abs().max())):
-        found = minimal_distances(model, (x, y), norm)
-        exact = gap / dual
-        assert float(exact.max()) < 0.4, "the box is out of reach"
-        assert bool((found >= exact * (1 - 1e-4)).all())
-        assert bool((found <= exact * 1.06).all())
-        assert survivors(found, [0, float(found.median()), 1]) == [20, 10, 0]
-    assert bool((minimal_distances(model, (x, 1 - y), "l2") == 0).all())
-
-
-def test_the_curve_falls_from_clean_accuracy(robust_model, held_out):
-    curve = eps_curve(robust_model, held_out, "linf", [0.2, "1/20", 0], "fgsm")
-    values = [score.robust_accuracy for score in curve.values()]
-    assert list(curve) == [0, 0.05, 0.2]
-    assert values[0] == curve[0].clean_accuracy
-    assert values[0] > values[1] > values[2]
-
-
-def test_transfer_from_itself_is_the_white_box_and_from_noise_is_not(robust_model, held_out):
-    threat = bv.Linf(0.1)
-    white = attack_and_score(robust_model, held_out, threat, "pgd-5", first=60)
-    same = transfer(robust_model, robust_model, held_out, threat, "pgd-5", first=60)
-    stranger = transfer(robust_model, {"stranger": affine(64, 10)}, held_out, threat, "pgd-5", first=60)
-    assert torch.equal(same.robust, white.robust)
-    assert stranger.robust_accuracy > white.robust_accuracy
-    assert list(stranger.stages) == ["clean", "stranger"]
-    assert re.fullmatch("transfer-pgd-5-from-stranger_[0-9a-f]{8}", stranger.attack)
-    other = transfer(robust_model, {"stranger": affine(64, 10, seed=1)}, held_out, threat, "pgd-1", first=2)
-    again = transfer(robust_model, {"stranger": affine(64, 10)}, held_out, threat, "pgd-5", first=2)
-    assert again.attack == stranger.attack
-    assert other.attack.rpartition("_")[2] != stranger.attack.rpartition("_")[2]
-    both = transfer(robust_model, [affine(64, 10), robust_model], held_out, threat, "pgd-5", first=60)
-    assert bool((both.robust <= stranger.robust).all())
-
-
-def test_transfer_from_itself_on_a_subset_is_the_white_box(robust_model, held_out):
-    """Noise belongs to the row of the data, also where the points are made."""
-    white = attack_and_score(robust_model, held_out, bv.Linf(0.1), "pgd-1", n=60, seed=3)
-    same = transfer(robust_model, robust_model, held_out, bv.Linf(0.1), "pgd-1", n=60, seed=3)
-    assert torch.equal(same.margin, white.margin)
-
-
-def test_points_that_apgd_transfers_lie_beyond_the_boundary(robust_model, held_out):
-    """On the surrogate itself they are wrong by more than those of an attack that stops at once."""
-    stopped = attack_and_score(robust_model, held_out, bv.Linf(0.2), "apgd-ce-20", first=60)
-    same = transfer(robust_model, robust_model, held_out, bv.Linf(0.2), "apgd-ce-20", first=60)
-    assert torch.equal(same.robust, stopped.robust)
-    fooled = stopped.broken_at == 1
-    assert int(fooled.sum()) > 10
-    assert float(same.margin[fooled].mean()) < float(stopped.margin[fooled].mean()) - 0.5
-
-
-UNMEASURABLE = [
-    ({"x": torch.full((4, 1, 8, 8), 255.0)}, r"\[0, 1\], got values"),
-    ({"x": torch.zeros(4, 1, 8, 8).byte()}, "floating point"),
-    ({"x": torch.full((4, 1, 8, 8), torch.nan)}, r"\[0, 1\]"),
-    ({"y": torch.full((4,), 10)}, "labels must lie in 0..9"),
-    ({"y": torch.zeros(4)}, "labels must be integers"),
-    ({"steps": 0}, "steps must be"),
-    ({"targets": 0}, "targets must be"),
-    ({"batch_size": 0}, "batch_size must be"),
-    ({"seed": -1}, "seed must be"),
-]
-
-
-@pytest.mark.parametrize(("changed", "message"), UNMEASURABLE, ids=lambda v: v if isinstance(v, str) else "")
-def test_distances_refuse_what_they_cannot_measure(changed, message):
-    given = {"x": torch.rand(4, 1, 8, 8), "y": torch.zeros(4).long(), **changed}
-    with pytest.raises(UserError, match=message):
-        minimal_distances(affine(64, 10), (given.pop("x"), given.pop("y")), "linf", **given)
-
-
-def test_a_model_without_logits_is_not_infinitely_robust():
-    data, broken = (torch.rand(4, 1, 8, 8), torch.zeros(4).long()), affine(64, 10)
-    with torch.no_grad():
-        broken[1].bias[0] = torch.nan
-    with pytest.raises(UserError, match="NaN or infinite logits"):
-        minimal_distances(broken, data, "linf")
-
-
-@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32])
-def test_distances_take_any_whole_labels_and_half_precision(kind):
-    x, model = cloud(8, (1, 8, 8)), affine(64, 10)
-    y = model(x).argmax(1)
-    expected = minimal_distances(model, (x, y), "linf", steps=5)
-    assert torch.equal(minimal_distances(model, (x, y.to(kind)), "linf", steps=5), expected)
-    half = minimal_distances(affine(64, 10).bfloat16(), (x, y), "linf", steps=5)
-    assert bool(half.isfinite().all())
-
-
 @pytest.mark.parametrize(
     "damage",
     [
@@ -438,25 +335,6 @@ def test_welch_with_one_method_whose_seeds_agree():
     p = welch([0.87, 0.87], [0.85, 0.852])
     assert p is not None
     assert 0 < p < 0.1
-
-
-def test_an_eps_curve_resumes_radius_by_radius(robust_model, held_out, tmp_path):
-    options = {"eps": [0.1, 0.05, 0.2], "attack": "pgd-3", "first": 30}
-    whole = eps_curve(robust_model, held_out, "linf", **options)
-
-    def stop(moment):
-        if len(list(tmp_path.iterdir())) == 2:
-            raise KeyboardInterrupt
-
-    file = tmp_path / "curve"
-    with pytest.raises(KeyboardInterrupt):
-        eps_curve(robust_model, held_out, "linf", resume=file, progress=stop, **options)
-    left = {place.name for place in tmp_path.iterdir()}
-    assert left == {"curve.0.05", "curve.0.1"}
-    resumed = eps_curve(robust_model, held_out, "linf", resume=file, **options)
-    for radius, score in whole.items():
-        assert torch.equal(score.robust, resumed[radius].robust)
-        assert score.passes == resumed[radius].passes
 
 
 def test_the_former_name_of_the_stage_still_works() -> None:

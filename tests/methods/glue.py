@@ -18,12 +18,13 @@ from torch import Tensor, nn
 import bivallate as bv
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.problem import LowerProblem
-from bivallate.lower.threat import Linf
+from bivallate.lower.threat import L2, Linf
 from bivallate.method import BoundMethod, Method
 from bivallate.noise import Noise
 from bivallate.types import Batch, Clock, Facts, StepRecord
 
 EPS = 8 / 255
+THREAT = Linf(EPS)
 CLASSES = 3
 SHAPE = (1, 6, 6)
 Epochs = int | Sequence[int]
@@ -192,3 +193,13 @@ def agree(
     distance = gap(mine.model, theirs)
     assert distance <= tolerance, f"package and reference differ by {distance:.3g}"
     return mine
+
+
+def problem_of(model: nn.Module, threat: Linf | L2 = THREAT, size: int = 12, epoch: int = 0) -> LowerProblem:
+    x, y, index = minibatches((size,))[0]
+    clock = Clock(epoch=epoch, epochs=12)
+    return LowerProblem(model, Batch(x, y, index), cross_entropy, threat, clock)
+
+
+def facts(rows: int = 12) -> Facts:
+    return Facts(rows, (1, 6, 6), 3, torch.device("cpu"), torch.float64)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from packaging.version import Version
+from torch import nn
 
+from bivallate import models
+
+SHAPE = (3, 32, 32)
 READERS = {
     "test_an_entry_can_be_named",
     "test_checkpoints_that_block_or_claim_too_much",
@@ -26,3 +30,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if getattr(item, "originalname", "") in READERS:
             item.add_marker(pytest.mark.skip("needs PyTorch 2.10 or newer"))
+
+
+def lived_in(name, shape=SHAPE, num_classes=10, **options):
+    torch.manual_seed(0)
+    model = models.create(name, num_classes=num_classes, shape=shape, **options).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    return model

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.models.test_robustbench import lived_in
+from tests.models.conftest import lived_in
 
 from bivallate import models
 

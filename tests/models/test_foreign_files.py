@@ -1,0 +1,210 @@
+"""Checkpoints of other projects are read as tensors alone, whatever they are wrapped in."""
+
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tests.models.conftest import SHAPE, lived_in
+from torch import nn
+
+from bivallate import models
+from bivallate.errors import UserError
+
+
+def plain_state():
+    return dict(lived_in("preact-resnet18", final_bn=False).network.state_dict())
+
+
+WRAPPINGS = {
+    "bare": lambda s: s,
+    "state_dict": lambda s: {"state_dict": s, "epoch": 7, "best": 0.5},
+    "parallel": lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
+    "nested": lambda s: {"model": {f"module.model.{k}": v for k, v in s.items()}},
+    "last": lambda s: {"last": s, "best": {k: v * 0 for k, v in s.items()}},
+    "uncounted": lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
+    "an attacker's": lambda s: {
+        "model": {
+            **{f"module.attacker.model.{k}": v * 0 for k, v in s.items()},
+            **{f"module.model.{k}": v for k, v in s.items()},
+        }
+    },
+    "an attacker's, last": lambda s: {
+        **{f"module.model.{k}": v for k, v in s.items()},
+        **{f"module.attacker.model.{k}": v * 0 for k, v in s.items()},
+    },
+    "an attacker's alone": lambda s: {f"attacker.model.{k}": v for k, v in s.items()},
+    "backbone": lambda s: {"state_dict": {f"backbone.{k}": v for k, v in s.items()}},
+    "encoder": lambda s: {f"module.encoder.{k}": v for k, v in s.items()},
+    "second in a sequence": lambda s: {f"module.1.{k}": v for k, v in s.items()},
+    "compiled": lambda s: {f"_orig_mod.module.{k}": v for k, v in s.items()},
+    "half": lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_wrappings_are_undone(wrapping, tmp_path):
+    state = plain_state()
+    torch.save(WRAPPINGS[wrapping](state), tmp_path / "x.pt")
+    model = models.load_robustbench(tmp_path / "x.pt", "preact-resnet18")
+    expected = state["layer4.1.conv2.weight"]
+    expected = expected.half().float() if wrapping == "half" else expected
+    assert torch.equal(model.network.layer4[1].conv2.weight, expected)
+    assert not model.training
+    assert model.spec["final_bn"] is False
+    assert isinstance(model.normalise, nn.Identity)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("mu", "sigma"),
+        ("mean", "std"),
+        ("normalize.mean", "normalize.std"),
+        ("normalizer.new_mean", "normalizer.new_std"),
+        ("attacker.normalize.new_mean", "attacker.normalize.new_std"),
+        ("0.mean", "0.std"),
+    ],
+)
+def test_normalisation_is_found_under_its_names(names, tmp_path):
+    state = plain_state()
+    state[names[0]] = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)
+    state[names[1]] = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)
+    save_file({f"module.{k}": v for k, v in state.items()}, tmp_path / "x.safetensors")
+    model = models.load_robustbench(tmp_path / "x.safetensors", "preact-resnet18")
+    assert model.normalise.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert model.normalise.std.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
+    told = models.load_robustbench(
+        tmp_path / "x.safetensors", "preact-resnet18", mean=[0.5] * 3, std=[0.5] * 3
+    )
+    assert told.normalise.mean.flatten().tolist() == [0.5] * 3
+
+
+def test_the_trades_codes_second_first_block_is_left_out(tmp_path):
+    state = dict(lived_in("wrn-16-8").network.state_dict())
+    state |= {f"sub_{k}": v for k, v in state.items() if k.startswith("block1.")}
+    torch.save(state, tmp_path / "x.pt")
+    model = models.load_robustbench(tmp_path / "x.pt", "wrn-16-8")
+    assert torch.equal(model.network.fc.weight, state["fc.weight"])
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was executed",))
+
+
+def bomb(path):
+    path.write_bytes(pickle.dumps(Bomb()))
+
+
+def zipped_bomb(path):
+    torch.save({"state_dict": Bomb()}, path)
+
+
+def whole_module(path):
+    torch.save(nn.Linear(2, 2), path)
+
+
+def text(path):
+    path.write_text("not a checkpoint\n")
+
+
+def truncated(path):
+    torch.save(plain_state(), path)
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def listed(path):
+    torch.save([torch.zeros(1)], path)
+
+
+def elsewhere(path):
+    torch.save({"ema_weights": {"a": torch.zeros(1)}, "epoch": 3}, path)
+
+
+def headless(path):
+    torch.save({"conv1.weight": torch.zeros(64, 3, 3, 3)}, path)
+
+
+def numbered(path):
+    torch.save(dict(enumerate(plain_state().values())), path)
+
+
+def prefixed(path):
+    torch.save({f"unheard.{k}": v for k, v in plain_state().items()}, path)
+
+
+def other(path):
+    torch.save(dict(models.create("resnet18", num_classes=10, shape=SHAPE).network.state_dict()), path)
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (bomb, "more than tensors"),
+        (zipped_bomb, "more than tensors"),
+        (whole_module, "more than tensors"),
+        (text, "."),
+        (truncated, "truncated"),
+        (listed, "holds a list"),
+        (elsewhere, "entry="),
+        (headless, "no linear layer"),
+        (numbered, "names its tensors by ints, such as 0"),
+        (
+            prefixed,
+            r"it adds network.unheard.* taken off its names: none; known are module., .*attacker., 1.$",
+        ),
+        (other, "another architecture than preact-resnet18"),
+        (lambda path: None, "No such file"),
+    ],
+)
+def test_other_files_are_refused_and_nothing_is_executed(write, words, tmp_path):
+    path = tmp_path / "x.pt"
+    write(path)
+    with pytest.raises(UserError, match=words):
+        models.load_robustbench(path, "preact-resnet18")
+
+
+@pytest.mark.parametrize("version", ["2.4.1+cu121", "2.5.1", "2.6.0", "2.9.1"])
+def test_an_old_pytorch_reads_safetensors_only(version, tmp_path, monkeypatch):
+    model = models.create("preact-resnet18", num_classes=4, shape=SHAPE, seed=0)
+    for name in "x.pt", "x.safetensors":
+        models.export_robustbench(model, tmp_path / name)
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(UserError, match=r"2\.10.*update PyTorch, or convert"):
+        models.load_robustbench(tmp_path / "x.pt", "preact-resnet18")
+    models.load_robustbench(tmp_path / "x.safetensors", "preact-resnet18")
+
+
+@pytest.mark.parametrize("version", ["2.10.0", "2.10.0a0+git1234", "3.0"])
+def test_a_pytorch_that_was_mended_reads_tensors_of_a_pickle(version, tmp_path, monkeypatch):
+    models.export_robustbench(
+        models.create("preact-resnet18", num_classes=4, shape=SHAPE, seed=0), tmp_path / "x.pt"
+    )
+    monkeypatch.setattr(torch, "__version__", version)
+    assert models.load_robustbench(tmp_path / "x.pt", "preact-resnet18").num_classes == 4
+
+
+def test_an_entry_can_be_named(tmp_path):
+    state = plain_state()
+    torch.save({"ema_weights": state, "state_dict": {k: v * 0 for k, v in state.items()}}, tmp_path / "x.pt")
+    model = models.load_robustbench(tmp_path / "x.pt", "preact-resnet18", entry="ema_weights")
+    assert torch.equal(model.stem.weight, state["conv1.weight"])
+    with pytest.raises(UserError, match="it has ema_weights, state_dict"):
+        models.load_robustbench(tmp_path / "x.pt", "preact-resnet18", entry="ema")
+
+
+PREFIXED = ("module.", "attacker.", "backbone.", "model.", "1.", "_orig_mod.", "module._orig_mod.model.", "")
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize("prefix", PREFIXED)
+def test_prefixes_that_were_taken_off_are_said(prefix, suffix, tmp_path):
+    path, told = tmp_path / f"x.{suffix}", []
+    state = {f"{prefix}{key}": value for key, value in plain_state().items()}
+    save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
+    model = models.load_robustbench(path, "preact-resnet18", tell=told.append)
+    assert all(torch.equal(model.network.state_dict()[k], v) for k, v in plain_state().items())
+    wanted = f"x.{suffix}: taken off the names of its tensors: {prefix}"
+    assert told == ([wanted] if prefix else [])
