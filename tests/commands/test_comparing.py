@@ -17,11 +17,13 @@ from bivallate.audits.run_audit import kept_claim
 from bivallate.checksummed import read_checksummed, write_checksummed
 from bivallate.cli import run
 from bivallate.commands.compare import compare as compare_command
+from bivallate.commands.score_table import show
 from bivallate.evaluation import Score, evaluation_name
 from bivallate.evaluation.metrics import METRICS
 from bivallate.lower.threat import Linf
 from bivallate.reports.collect import collect
 from bivallate.reports.page import write_report
+from bivallate.reports.tables import evaluations_table, runs_table
 
 QUICK = ["--batch-size", "400", "--model", "linear", "--set", "validation.steps=1", "--eps", "0.1"]
 NAMES = ("at-0", "at-1", "plain-0", "plain-1")
@@ -84,6 +86,34 @@ def test_rows_are_sorted_by_what_is_asked(runs, capsys, key, given):
     rising = key in ("class_gini", "seconds", "training_passes") if given is None else given == "--ascending"
     assert values == sorted(values, reverse=not rising)
     assert len(set(values)) > 1 or key == "worst_class"
+
+
+@pytest.mark.parametrize("seeds", [[], ["--over-seeds"]], ids=["runs", "seeds"])
+def test_every_column_to_sort_by_is_shown(runs, capsys, seeds):
+    """A heading of its own, or a place below another one's number; by none the table is sorted unseen."""
+    assert run(["compare", *paths(runs), "--markdown", *seeds]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    heads = next(line for line in lines if line.startswith("| ")).strip("| ").split(" | ")
+    titled = {metric.key for metric in METRICS if metric.title in heads}
+    below = {metric.companion_key for metric in METRICS if metric.key in titled}
+    assert {metric.key for metric in METRICS} == titled | (below - {""})
+
+
+def test_class_measures_stand_beside_the_worst_class_everywhere(runs, capsys):
+    """The classes' Gini coefficient: in what `evaluate` and `compare` print, and in the report's tables."""
+    record = collect([runs / "at-0"])[0]
+    score = next(e.score for e in record.evaluations if e.score.attack == "fgsm")
+    text = f"{score.class_gini:.3f}"
+    assert float(text) > 0
+    assert run(["compare", *paths(runs), "--attack", "fgsm"]) == 0
+    assert text in capsys.readouterr().out
+    show(score, list(record.classes))
+    assert re.search(rf"Gini coefficient of the classes\W+{text}", capsys.readouterr().out)
+    for table in (runs_table([record]), evaluations_table([record])):
+        place = table.columns.index("class Gini")
+        assert table.columns[place - 1] == "worst class %"
+        known = {f"{e.score.class_gini:.3f}" for e in record.evaluations}
+        assert {row[place] for row in table.rows} <= known
 
 
 def test_the_strongest_common_attack_is_taken_and_named(runs, capsys):

@@ -122,9 +122,9 @@ def test_the_strongest_evaluation_counts_and_a_missing_one_is_said(runs, tmp_pat
     assert second.strongest is None
     rows = runs_table([first, second]).rows
     assert rows[0][5] == "fgsm (best)"
-    assert rows[1][5:11] == ("-",) * 6
+    assert rows[1][5:12] == ("-",) * 7
     assert rows[0][6] == "359"
-    assert rows[0][11] == "2/2"
+    assert rows[0][12] == "2/2"
     text = write_report(both(runs), tmp_path / "report.md").read_text()
     assert "done has not been attacked" in text
     assert "--attack autoattack" in text
@@ -157,7 +157,7 @@ def test_markdown_and_latex_stand_with_their_figures(runs, tmp_path):
     assert r"at\_50\%<b>" in text
     assert text.count("{") == text.count("}")
     rows = [line for line in (tmp_path / "r.md").read_text().splitlines() if line.startswith("| done")]
-    assert rows[0].count("|") == 15
+    assert rows[0].count("|") == 16
 
 
 def test_settings_that_differ_are_listed(runs):

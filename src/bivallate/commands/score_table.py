@@ -35,6 +35,8 @@ def show(score: Score, classes: list[str]) -> None:
     Args:
         classes: names of the data's classes.
     """
+    from bivallate.evaluation.metrics import by_key
+
     console = literal_console()
     eps = score.threat.eps
     console.print(
@@ -49,6 +51,7 @@ def show(score: Score, classes: list[str]) -> None:
     names = [line(name, NAME_WIDTH) for name in (*known, *range(len(known), score.classes))]
     worst, value = score.worst_class
     table.add_row(f"worst class: {names[worst]}", percent(value, score.worst_class_interval_95))
+    table.add_row("Gini coefficient of the classes", by_key("class_gini").cell(score, None, names))
     console.print(table)
     if len(score.stages) > 2:
         console.print(

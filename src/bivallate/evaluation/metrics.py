@@ -125,10 +125,14 @@ def seconds(value: float) -> str:
     return duration(value, 1)
 
 
+def coefficient(value: float) -> str:
+    """Format a coefficient in [0, 1]."""
+    return f"{value:.3f}"
+
+
 def _gini(score: Score, training: TrainingCost | None) -> float:
     """The Gini coefficient; infinite if no class has a robust point."""
-    coefficient = score.class_gini
-    return math.inf if coefficient is None else coefficient
+    return math.inf if score.class_gini is None else score.class_gini
 
 
 def unique(metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
@@ -190,7 +194,7 @@ METRICS = (
         interval_name="bootstrap over points",
         prefix=lambda score, names: f"{names[score.worst_class[0]]}: ",
     ),
-    Metric("class_gini", "", _gini, less_is_better=True, format=number),
+    Metric("class_gini", "class Gini", _gini, less_is_better=True, format=coefficient),
     Metric(
         "training_passes",
         "training passes",

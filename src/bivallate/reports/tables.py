@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bivallate.evaluation import Score
+from bivallate.evaluation.metrics import by_key
 from bivallate.evaluation.progress_display import duration
 from bivallate.parts import encode
 from bivallate.quoting import line
@@ -21,7 +22,8 @@ RUNS = (
     "points on which any part succeeded counted as broken; the strongest is the one that left least of the "
     "points that all evaluations of the run judged (at least 50). RA-Tail-30: mean over the weakest 30 % of "
     "the classes. In brackets: 95 % intervals (Wilson; bootstrap for the tail and for the worst class, "
-    "whichever that is). Cost: forward and backward passes per training example over the whole training. "
+    "whichever that is). Class Gini: inequality of the classes' robust accuracies, 0 if all are equal. Cost: "
+    "forward and backward passes per training example over the whole training. "
     "Bold: highest, where data, attack and number of points are the same."
 )
 WILSON = "In brackets: 95 % intervals (Wilson), each class for itself."
@@ -88,6 +90,7 @@ def runs_table(runs: Sequence[RunRecord]) -> Table:
                 share_cell(score.robust_accuracy if score else None, score.interval_95 if score else None),
                 share_cell(score.tail(30) if score else None, score.tail_interval(30) if score else None),
                 worst_class(run, score) if score else NONE,
+                by_key("class_gini").cell(score, None, ()) if score else NONE,
                 f"{len(run.history)}/{config.epochs}",
                 f"{last['total_forward']:.4g}F + {last['total_backward']:.4g}B" if last else NONE,
                 duration(run.seconds, 1),
@@ -100,7 +103,7 @@ def runs_table(runs: Sequence[RunRecord]) -> Table:
     compared = {(row[2], row[5], row[6]) for row in rows}
     return Table(
         "Runs",
-        (*columns, "RA-Tail-30 %", "worst class %", "epochs", "cost", "time"),
+        (*columns, "RA-Tail-30 %", "worst class %", "class Gini", "epochs", "cost", "time"),
         tuple(rows),
         text=6,
         best=_best(values, 7) if len(compared) == 1 else frozenset(),
@@ -141,11 +144,13 @@ def evaluations_table(runs: Sequence[RunRecord]) -> Table:
                     share_cell(score.robust_accuracy, score.interval_95),
                     share_cell(score.tail(30), score.tail_interval(30)),
                     worst_class(run, score),
+                    by_key("class_gini").cell(score, None, ()),
                     f"{score.passes.get('forward', 0):.4g}F + {score.passes.get('backward', 0):.4g}B",
                     duration(score.seconds, 1),
                 )
             )
     columns = ("run", "weights", "attack", "eps", "points", "SA %", "RA %", "RA-Tail-30 %", "worst class %")
+    columns += ("class Gini",)
     return Table(
         "Evaluations",
         (*columns, "cost", "time"),
