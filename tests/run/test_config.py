@@ -13,9 +13,12 @@ from PIL import Image
 from bivallate import Linf, data, methods
 from bivallate.cli import run
 from bivallate.commands.configuration import plan_of
+from bivallate.commands.settings import own_parameters
 from bivallate.errors import UserError
+from bivallate.methods.entries import create, registry
 from bivallate.parts import decode, encode
-from bivallate.run.config import Config, Data, Model
+from bivallate.run.config import METHOD_PARTS, Config, Data, Model
+from bivallate.run.cycles import Cycles
 from bivallate.run.from_config import load_data
 
 
@@ -159,3 +162,53 @@ def test_a_stem_that_nobody_chose_is_none() -> None:
     assert encode(Model())["stem"] == ""
     with pytest.raises(UserError, match="workers"):
         Data(workers=-2)
+
+
+SHARED = {
+    "rate": ("0.25", "Cycles"),
+    "warm_up": ("0", "0.5"),
+    "patience": ("3", "4"),
+    "coupling": ("none", "Detached"),
+    "attack_mode": ("train", "eval"),
+    "replays": ("3", "2"),
+}  # names of parameters and of the configuration: a value for either
+
+
+@pytest.mark.parametrize("name", registry())
+def test_no_parameter_of_a_method_hides_a_key_of_the_configuration(name) -> None:
+    """A name that both have needs a line above: each is reached by its prefix, and by a value of its own."""
+    known = registry()[name].parameters
+    parts = {*METHOD_PARTS}
+    for key in known.keys() & ({f.name for f in dataclasses.fields(Config)} | parts):
+        mine, its = SHARED[key]
+        config = Config(methods.at(Linf(0.1)))
+        other = config.set(key, its)
+        assert config.set(f"config.{key}", its) == other
+        assert own_parameters(name, [(f"config.{key}", its)]) == ({}, [(f"config.{key}", its)])
+        ours, rest = own_parameters(name, [(key if key in parts else f"method.{key}", mine)])
+        assert (list(ours), rest) == ([key], [])
+        create(name, Linf(0.1), **ours)
+        assert own_parameters(name, [(key, mine)]) == (ours, [])
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "own", "others"),
+    [("wat", "rate", "0.2", "Cycles"), ("done-gd", "coupling", "mask", "Leaf")],
+)
+def test_a_value_that_does_not_fit_the_method_is_the_configurations(method, key, own, others, capsys) -> None:
+    assert own_parameters(method, [(key, own)])[1] == []
+    assert own_parameters(method, [(key, others), (f"{key}.length", "2")])[0] == {}
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UserError, match=rf"{key}.*config.{key}, which is not of the method"):
+        own_parameters(method, [(key, "Zzz")])
+
+
+def test_a_value_that_fits_both_is_the_methods_with_a_note(capsys) -> None:
+    plan = plan_of("dafa", None, None, None, "linf", None, ("warm_up=0.25",))
+    assert plan.method.made[1] == {"warm_up": 0.25}
+    assert plan.warm_up != 0.25
+    assert "method.warm_up=0.25 or config.warm_up=0.25" in capsys.readouterr().err
+    both = ("method.warm_up=0.25", "config.warm_up=0.5", "rate=Cycles", "rate.length=2")
+    plan = plan_of("dafa", None, None, None, "linf", None, both)
+    assert (plan.method.made[1], plan.warm_up, plan.rate) == ({"warm_up": 0.25}, 0.5, Cycles(length=2))
+    assert capsys.readouterr().err == ""

@@ -91,7 +91,7 @@ def _from_names(
 ) -> tuple[Config, Pairs]:
     """Build a method's configuration; returns it with the pairs that are not parameters of the method."""
     for path, text in pairs:
-        if path.removeprefix("method.") == "threat.eps":
+        if path.removeprefix("config.").removeprefix("method.") == "threat.eps":
             raise UserError(f"--set threat.eps would leave the step sizes as they are; use --eps {text}")
     known = data_sets.by_name(data)
     name = known.name if known is not None else data
@@ -112,7 +112,9 @@ def init_pairs(weights: str | None, freeze: tuple[str, ...]) -> tuple[str, ...]:
 def one_length(passes: float | None, epochs: int | None, settings: tuple[str, ...]) -> None:
     """Raise UserError if both --passes and a number of epochs are given."""
     typed = "--epochs" if epochs is not None else ""
-    found = typed or next((item for item in settings if pair(item)[0] == "epochs"), "")
+    found = typed or next(
+        (item for item in settings if pair(item)[0].removeprefix("config.") == "epochs"), ""
+    )
     if passes is not None and found:
         raise UserError(f"--passes chooses the number of epochs: leave out {found}, or --passes")
 

@@ -103,7 +103,8 @@ def train(
     set_
         one value of the configuration, KEY=VALUE, repeatable: a parameter of the method (steps=7), a field of
         a part (solver.steps=7, weighting.rate=1, optimizer.weight_decay=2e-4) or a setting
-        (validation.steps=20).
+        (validation.steps=20). Where a parameter of the method has the name of a setting, method.rate=0.2 and
+        config.rate=Cycles say which is meant; the plain name is the method's if the value fits it.
     data_dir
         where named sets are looked for. [default: BIVALLATE_DATA]
     device
@@ -168,7 +169,7 @@ def train(
 
 def _sets(settings: tuple[str, ...], key: str) -> bool:
     """Whether one of the settings KEY=VALUE has this key."""
-    return any(pair(item)[0] == key for item in settings)
+    return any(pair(item)[0].removeprefix("config.") == key for item in settings)
 
 
 def _foretell(plan: Any, dataset: Any, network: Any, folder: Path) -> None:

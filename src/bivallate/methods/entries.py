@@ -49,6 +49,10 @@ class Entry:
         """Names and type hints of the parameters; empty where only a type checker can resolve them."""
         return _hints(inspect.unwrap(self.make))
 
+    def check(self, parameter: str, value: Any) -> None:
+        """Raise UserError for a value that does not fit the parameter's annotation."""
+        _checked(inspect.unwrap(self.make), {parameter: value})
+
 
 _REGISTRY: dict[str, Entry] = {}
 

@@ -130,12 +130,13 @@ class Config:
     def set(self, path: str, text: Any) -> Config:
         """A copy with one value changed: `set("solver.steps", "20")`.
 
-        The path of a method's part may leave out `method.`. A change of the threat also changes what depends
-        on it, as `Method.but` does. A change of `epochs` drops `extended`.
+        The path of a method's part may leave out `method.`; `config.` before a path, which says on the
+        command line that no parameter of a method is meant, changes nothing. A change of the threat also
+        changes what depends on it, as `Method.but` does. A change of `epochs` drops `extended`.
 
         Raises UserError for an unknown path or a value that does not fit.
         """
-        ((path, text),) = amp_read({path: text}).items()
+        ((path, text),) = amp_read({path.removeprefix("config."): text}).items()
         first = path.partition(".")[0]
         if path.startswith("model.options."):
             chosen = self.model.with_option(path.removeprefix("model.options."), str(text))
