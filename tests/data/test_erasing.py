@@ -78,7 +78,7 @@ def test_what_lies_on_the_canvas_goes_by_crop_and_flip_and_comes_back() -> None:
     bent = Augment(colors="shape").view(noise(16), (3, 8, 8))
     with pytest.raises(UserError, match="rotated view"):
         bent.write(torch.zeros(16, 3, 8, 8), torch.zeros(16, 3, 8, 8))
-    with pytest.raises(UserError, match="through a rotation"):
+    with pytest.raises(UserError, match="through a rotation or a change of colour or shape"):
         bv.methods.atta(bv.Linf(0.1)).bind(
             bv.Facts(16, (3, 8, 8), 10, rotates=Augment(colors="color").reshapes)
         )

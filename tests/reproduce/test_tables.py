@@ -22,6 +22,8 @@ from bivallate.reproduce.paper_table import QUESTIONS, SCALES, Reported, reporte
 from bivallate.reproduce.papers.catalogue import find, tables
 from bivallate.reproduce.papers.figure_list import FIGURES
 from bivallate.reproduce.planning import jobs_of
+from bivallate.reproduce.records import read_records
+from bivallate.reproduce.rendering import side_by_side
 from bivallate.reproduce.scaling import at_scale, describe, sources_at_scale
 
 NAMES = [
@@ -314,3 +316,19 @@ def test_stages_of_training_are_kept_and_make_no_other_training() -> None:
     assert (config.epochs, config.keep) == (120, (10, 60, 90, 100))
     assert configure(cell.but(epochs=2), 0).keep == (1, 2)
     assert without_machine(config) == without_machine(configure(cell.but(keep=()), 0))
+
+
+@pytest.mark.parametrize("name", ["T-F1", "T-B1"])
+def test_the_worst_class_stands_beside_autoattack_whether_or_not_the_record_has_the_column(name: str) -> None:
+    records = read_records(Path(__file__).parents[2] / "results", name, "cpu")
+    groups = side_by_side(find(name), "cpu", records)["groups"]
+    found = [row["ours"] for group in groups for row in group["rows"] if "AA" in row["ours"]]
+    assert found
+    assert all(ours["AA worst class"]["interval_95"] for ours in found)
+    for record in records:
+        column = record.columns["AA worst class"]
+        low, high = column["interval_95"]
+        known = record.entry["scores"][column["score"]]["worst_class"][1]
+        assert low <= column["value"] <= high
+        assert column["value"] == pytest.approx(known)
+        assert record.points("AA worst class") is not None

@@ -114,7 +114,7 @@ class Augment:
 
     @property
     def reshapes(self) -> bool:
-        """Whether it rotates or bends images, which has no inverse."""
+        """Whether it rotates images or changes their colour or shape, which has no inverse."""
         return self.rotate > 0 or bool(self.colors)
 
     @classmethod

@@ -83,12 +83,13 @@ class View:
         """Write each window back to its position on the canvas, in place; return the canvas.
 
         Raises:
-            UserError: the view rotates or bends images, which has no inverse.
+            UserError: the view rotates images or changes their colour or shape, which has no inverse.
         """
         if self.angle is not None or self.palette is not None:
             raise UserError(
-                "a rotated view cannot be written back to its canvas: use an augmentation without rotation "
-                "(such as 'crop:4,flip') with methods that keep perturbations per image"
+                "a rotated view, or one of changed colour or shape, cannot be written back to its canvas: "
+                "use an augmentation without these (such as 'crop:4,flip') with methods that keep "
+                "perturbations per image"
             )
         self._check(canvas)
         if not canvas.is_contiguous():

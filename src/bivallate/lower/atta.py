@@ -48,11 +48,12 @@ class PerExample(AroundPGD, Remembering):
             raise UserError(f"reset must be at least 1 epoch, or none for never, got {self.reset!r}")
 
     def bind(self, facts: Facts) -> BoundPerExample:
-        """Build the stored perturbations of one run. Raises UserError for rotations and changing sizes."""
+        """Build the stored perturbations. Raises UserError for views without inverse and changing sizes."""
         if facts.rotates:
             raise UserError(
-                "stored perturbations cannot be carried through a rotation, which has no inverse: "
-                "choose an augmentation without it, such as --set data.augment=crop:4,flip"
+                "stored perturbations cannot be carried through a rotation or a change of colour or shape, "
+                "which have no inverse: choose an augmentation without them, such as --set "
+                "data.augment=crop:4,flip"
             )
         if facts.resizes:
             raise UserError(

@@ -76,12 +76,12 @@ class PriorGuided(OneStep):
             check_whole("reset", self.reset)
 
     def bind(self, facts: Facts) -> BoundPriorGuided:
-        """Build the stored tensors of one run. Raises UserError for rotations and changing sizes."""
+        """Build the stored tensors. Raises UserError for views without inverse and changing sizes."""
         if facts.rotates or facts.resizes:
             raise UserError(
                 "stored perturbations follow crops and flips of images of one size alone: choose an "
-                "augmentation without rotation, such as --set data.augment=crop:4,flip, and train without "
-                "phases (--set phases=none)"
+                "augmentation without rotations and changes of colour or shape, such as --set "
+                "data.augment=crop:4,flip, and train without phases (--set phases=none)"
             )
         return BoundPriorGuided(self, facts)
 

@@ -37,6 +37,10 @@ def at(
 ) -> Method:
     """Adversarial training against PGD-K from a uniform start.
 
+    It overfits: from some epoch on, held-out robust accuracy falls while that on training images rises (Rice
+    et al., ICML 2020), so that the best epoch counts, not the last. The weakest classes stay far
+    below the mean.
+
     Args:
         threat: the set of perturbations.
         steps: K; PGD-2 AT is steps=2, step_size=0.5, attack_mode="train"; PGD-7 AT steps=7, step_size=0.25.
@@ -57,6 +61,9 @@ def at(
 @register("trades", family="standard", paper="Zhang et al., ICML 2019", cost="(K+3)F + (K+2)B")
 def trades(threat: Threat, *, beta: float = 6.0, steps: int = 10, step_size: float = 0.25) -> Method:
     """TRADES: clean cross-entropy plus beta times the largest KL divergence from the clean prediction.
+
+    Robust accuracy is bought with clean accuracy: a larger beta raises the one and lowers the other. It costs
+    two forwards and a backward more than AT, without a decided gain under AutoAttack here (docs/results.md).
 
     Args:
         threat: the set of perturbations.

@@ -17,6 +17,7 @@ from bivallate.reports.stored_evaluations import STALE, Evaluation
 
 NONE = "-"
 CLASS = 36  # most characters of a class's name in a cell
+ACCURACIES = ("SA %", "RA %", "RA-Tail-30 %", "worst class %", "class Gini")
 RUNS = (
     "SA: accuracy on clean images. RA: under the strongest evaluation of the run at its training threat, all "
     "points on which any part succeeded counted as broken; the strongest is the one that left least of the "
@@ -84,13 +85,7 @@ def runs_table(runs: Sequence[RunRecord]) -> Table:
                 radius(config.method.threat),
                 named,
                 str(score.n) if score else NONE,
-                share_cell(
-                    score.clean_accuracy if score else None, score.clean_interval_95 if score else None
-                ),
-                share_cell(score.robust_accuracy if score else None, score.interval_95 if score else None),
-                share_cell(score.tail(30) if score else None, score.tail_interval(30) if score else None),
-                worst_class(run, score) if score else NONE,
-                by_key("class_gini").cell(score, None, ()) if score else NONE,
+                *_accuracies(run, score),
                 f"{len(run.history)}/{config.epochs}",
                 f"{last['total_forward']:.4g}F + {last['total_backward']:.4g}B" if last else NONE,
                 duration(run.seconds, 1),
@@ -99,15 +94,28 @@ def runs_table(runs: Sequence[RunRecord]) -> Table:
         values.append(
             (score.clean_accuracy, score.robust_accuracy, score.tail(30)) if score else (None, None, None)
         )
-    columns = ("run", "method", "data", "model", "eps", "strongest attack", "points", "SA %", "RA %")
+    columns = ("run", "method", "data", "model", "eps", "strongest attack", "points")
     compared = {(row[2], row[5], row[6]) for row in rows}
     return Table(
         "Runs",
-        (*columns, "RA-Tail-30 %", "worst class %", "class Gini", "epochs", "cost", "time"),
+        (*columns, *ACCURACIES, "epochs", "cost", "time"),
         tuple(rows),
         text=6,
         best=_best(values, 7) if len(compared) == 1 else frozenset(),
         note=RUNS,
+    )
+
+
+def _accuracies(run: RunRecord, score: Score | None) -> tuple[str, ...]:
+    """The cells of the columns `ACCURACIES`."""
+    if score is None:
+        return (NONE,) * len(ACCURACIES)
+    return (
+        share_cell(score.clean_accuracy, score.clean_interval_95),
+        share_cell(score.robust_accuracy, score.interval_95),
+        share_cell(score.tail(30), score.tail_interval(30)),
+        worst_class(run, score),
+        by_key("class_gini").cell(score, None, ()),
     )
 
 
@@ -140,20 +148,15 @@ def evaluations_table(runs: Sequence[RunRecord]) -> Table:
                     score.attack,
                     radius(score.threat),
                     str(score.n),
-                    share_cell(score.clean_accuracy, score.clean_interval_95),
-                    share_cell(score.robust_accuracy, score.interval_95),
-                    share_cell(score.tail(30), score.tail_interval(30)),
-                    worst_class(run, score),
-                    by_key("class_gini").cell(score, None, ()),
+                    *_accuracies(run, score),
                     f"{score.passes.get('forward', 0):.4g}F + {score.passes.get('backward', 0):.4g}B",
                     duration(score.seconds, 1),
                 )
             )
-    columns = ("run", "weights", "attack", "eps", "points", "SA %", "RA %", "RA-Tail-30 %", "worst class %")
-    columns += ("class Gini",)
+    columns = ("run", "weights", "attack", "eps", "points")
     return Table(
         "Evaluations",
-        (*columns, "cost", "time"),
+        (*columns, *ACCURACIES, "cost", "time"),
         tuple(rows),
         text=4,
         note=f"Cost: forward and backward passes per point. Stale: {STALE}.",

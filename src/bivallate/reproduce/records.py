@@ -119,6 +119,16 @@ class RecordFile(TypedDict):
     commit: NotRequired[dict[str, str | bool | None]]
 
 
+def has_worst_class(attack: str) -> bool:
+    """Whether a table shows the worst class beside the accuracy under this attack: it does for AutoAttack."""
+    return attack.startswith("autoattack")
+
+
+def worst_class_of(column: str) -> str:
+    """The column of the worst class beside one of robust accuracy."""
+    return f"{column} worst class"
+
+
 @dataclass(frozen=True)
 class Record:
     """The record of a finished cell with one seed.
@@ -192,22 +202,31 @@ class Record:
         """Column -> value, interval_95, unit, what.
 
         Times are computed from the epochs, and intervals of tails and worst classes from the points, rather
-        than read from the record, so that old records follow the present definitions.
+        than read from the record, so that old records follow the present definitions. The worst class under
+        AutoAttack is computed from the points where it is no column of the record.
         """
         columns = {name: dict(column) for name, column in self.entry["columns"].items()}
+        for name, column in self.entry["columns"].items():
+            attack = self.entry["scores"].get(column.get("score", ""), {}).get("attack", "")
+            if column["what"] == "robust" and has_worst_class(attack):
+                columns.setdefault(worst_class_of(name), column | {"what": "worst"})
         for name, column in columns.items():
             if column["what"] == "seconds" and "training" in self.entry:
                 column["value"] = seconds_an_epoch(self.entry["training"]["history"])
-            points = self.points(name) if column["what"] in LOWEST else None
+            points = self._points_of(column, name) if column["what"] in LOWEST else None
             if points is not None:
                 hits, counts = (np.bincount(points.y, weights) for weights in (points.value, None))
+                if column["what"] == "worst":
+                    column["value"] = float((hits[counts > 0] / counts[counts > 0]).min())
                 share = TAIL if column["what"] == "tail" else 100 / int((counts > 0).sum())
                 column["interval_95"] = list(bootstrap_tail(hits.astype(int), counts, share))
         return columns
 
     def points(self, column: str) -> RecordedPoints | None:
         """The numbers of a column on the test points; None for a column without points (seconds)."""
-        entry = self.entry["columns"][column]
+        return self._points_of(self.entry["columns"].get(column) or self.columns[column], column)
+
+    def _points_of(self, entry: dict[str, Any], column: str) -> RecordedPoints | None:
         score = self.entry["scores"].get(entry.get("score", ""))
         if score is None:
             return None

@@ -9,11 +9,11 @@ import numpy as np
 
 from bivallate.data.registry import KNOWN
 from bivallate.quoting import tex
-from bivallate.reproduce.cell import Cell, slug
+from bivallate.reproduce.cell import Cell, Measure, slug
 from bivallate.reproduce.definition import is_of_cell, lacking
 from bivallate.reproduce.judging import judge_claim
 from bivallate.reproduce.paper_table import PaperTable, Scale
-from bivallate.reproduce.records import Record, of_cell
+from bivallate.reproduce.records import Record, has_worst_class, of_cell, worst_class_of
 from bivallate.reproduce.scaling import at_scale, describe, sources_at_scale
 
 __all__ = ["alike", "contrary", "difference_text", "latex", "markdown", "side_by_side"]
@@ -77,7 +77,7 @@ def _shows(cell: Cell, column: str) -> bool:
 
 
 def _group(table: PaperTable, group: str, cells: list[Any], records: Sequence[Record]) -> dict[str, Any]:
-    columns = list(dict.fromkeys(m.column for cell in cells for m in cell.measures))
+    columns = list(dict.fromkeys(column for cell in cells for m in cell.measures for column in _columns(m)))
     rows = []
     for cell in cells:
         paper = table.reported.get(cell.row, {}).get(group, {})
@@ -87,6 +87,12 @@ def _group(table: PaperTable, group: str, cells: list[Any], records: Sequence[Re
         rows.append(line | {"passes": found[0].passes if found else None})
     alone = {column for row in rows for column in row["paper"]} - set(columns)
     return {"group": group, "columns": columns, "paper_alone": sorted(alone), "rows": rows}
+
+
+def _columns(measure: Measure) -> list[str]:
+    """The column of a measure, and that of the worst class beside it (see `Record.columns`)."""
+    beside = measure.what == "robust" and has_worst_class(measure.attack)
+    return [measure.column, *([worst_class_of(measure.column)] if beside else [])]
 
 
 def _data_notes(records: Sequence[Record]) -> list[str]:
