@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.records import Row, every
@@ -62,28 +62,29 @@ def strongest(found: dict[Setting, dict[str, list[Row]]]) -> list[Setting]:
     return sorted(best.values(), key=lambda s: (s.attack != "autoattack", s.data, -s.images))
 
 
-def table(setting: Setting, methods: dict[str, list[Row]]) -> str:
-    """Markdown of one setting."""
+def table(setting: Setting, methods: dict[str, list[Row]], origins: Sequence[Setting]) -> str:
+    """Markdown of one setting, which those of all `origins` share with all its figures."""
     some = next(iter(methods.values()))[0]
+    known = all(row.worst is not None for rows in methods.values() for row in rows)
     lines = [
         f"### {setting.title}",
         "",
         f"`{setting.attack}` on {some.points:,} {setting.judged} images; {len(methods)} methods, "
-        f"[{setting.origin}]({setting.page}.md).",
+        f"{', '.join(f'[{one.origin}]({one.page}.md)' for one in origins)}.",
         "",
-        "| passes an image, at most | highest | robust | not told apart from it |",
-        "| --- | --- | --- | --- |",
+        f"| passes an image, at most | highest | robust | {'worst class | ' * known}not told apart from it |",
+        f"| --- | --- | --- | {'--- | ' * known}--- |",
     ]
     before = ""
     for budget in BUDGETS:
         within = {name: rows for name, rows in methods.items() if _mean(rows, "passes") <= budget}
-        if within and (line := _line(within)) != before:
+        if within and (line := _line(within, known)) != before:
             lines.append(f"| {budget:,} {line}")
             before = line
     return "\n".join(lines)
 
 
-def _line(methods: dict[str, list[Row]]) -> str:
+def _line(methods: dict[str, list[Row]], classes: bool) -> str:
     order = sorted(methods, key=lambda name: -_mean(methods[name], "robust"))
     best = methods[order[0]]
     low, high = _mean(best, "low"), _mean(best, "high")
@@ -91,7 +92,8 @@ def _line(methods: dict[str, list[Row]]) -> str:
     seeds = f", {len(best)} seeds" if len(best) > 1 else ""
     told = ", ".join(others) or ("none" if len(methods) > 1 else "no other was run")
     figures = f"{100 * _mean(best, 'robust'):.1f} % [{100 * low:.1f}, {100 * high:.1f}]{seeds}"
-    return f"| [{order[0]}](methods/{order[0]}.md) | {figures} | {told} |"
+    worst = f" {100 * _mean(best, 'worst'):.1f} % |" if classes else ""
+    return f"| [{order[0]}](methods/{order[0]}.md) | {figures} |{worst} {told} |"
 
 
 def _mean(rows: Sequence[Row], key: str) -> float:
@@ -101,7 +103,12 @@ def _mean(rows: Sequence[Row], key: str) -> float:
 def tables() -> str:
     """The tables between the markers, as Markdown."""
     found = settings(every(ROOT / "results")[0])
-    return "\n\n".join(table(setting, found[setting]) for setting in strongest(found))
+    shared: dict[tuple, list[Setting]] = {}
+    for setting in strongest(found):  # tables of the papers share records
+        same = replace(setting, origin="", page="")
+        rows = [replace(row, origin="", page="") for rows in found[setting].values() for row in rows]
+        shared.setdefault((same, *sorted(rows, key=repr)), []).append(setting)
+    return "\n\n".join(table(alike[0], found[alike[0]], alike) for alike in shared.values())
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ from .sentinel import DOCS, SETTINGS, Trained, load, train
 
 BEGIN, END = "<!-- collapse: begin -->", "<!-- collapse: end -->"
 METHODS = (
-    "fgsm-at", "fast-at", "n-fgsm", "fast-at-ga", "fast-bat", "backward-smoothing", "atta", "free-at",
-    "bastion", "trades", "at",
+    "fgsm-at", "fast-at", "n-fgsm", "fast-at-ga", "fgsm-pgi", "liet", "nuat", "gat", "elle", "aaer", "sora",
+    "fast-bat", "backward-smoothing", "atta", "free-at", "bastion", "trades", "at",
 )  # fmt: skip
 
 

@@ -38,6 +38,7 @@ class Row:
         low, high: 95 % interval of `robust` for the sampling of points.
         passes: forward and backward passes of the whole training, for each image.
         weights: which weights of the run. commit: of the code, with a + if files had been changed.
+        worst: lowest robust accuracy of a class; None if the record does not have it.
     """
 
     origin: str
@@ -58,6 +59,7 @@ class Row:
     seed: int
     weights: str
     commit: str
+    worst: float | None = None
 
 
 def every(results: Path) -> tuple[list[Row], int]:
@@ -101,6 +103,7 @@ def _of_table(table: str, record: Any) -> Iterator[Row]:
             record.seed,
             entry["weights"],
             _commit(entry["commit"]),
+            score["worst_class"][1],
         )
 
 
