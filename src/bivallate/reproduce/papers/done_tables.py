@@ -51,7 +51,8 @@ NOTES = (
     "on all images.",
     "The paper's temperature r is 0.1 in the last sixth of training. That makes weights nearly one-hot: of "
     "128 weights that sum to one a few exceed 0.001, where its Fig. 5 has most weights of the hard classes "
-    'above 0.001; r about 1 agrees with that figure (docs/barrier.md). The row "r >= 1" keeps r at 1 there.',
+    "above 0.001; r between 0.5 and 1 comes nearest to that figure (docs/barrier.md). The row "
+    '"r >= 1" keeps r at 1 there.',
     "The paper leaves open K, the inner step sizes, the barrier's weight and weight decay; the catalogue's "
     "defaults are used (`bivallate methods done-adam`, `done-fast`).",
 )
