@@ -61,8 +61,8 @@ def done_gd(
     """DONE with raw gradient steps: KL-DRO weights and the implicit gradient of a log-barrier lower level.
 
     The paper's last temperature of 0.1 makes the weights nearly one-hot, although those of its Fig. 5 are far
-    less unequal (docs/barrier.md); on small networks robustness is then lost. Training without a recipe therefore uses the
-    temperatures 10 and 3, unless one is given (`bivallate.run.defaults`).
+    less unequal (docs/barrier.md); on small networks robustness is then lost. Training without a recipe
+    therefore uses the temperatures 10 and 3, unless one is given (`bivallate.run.defaults`).
 
     Args:
         threat: the set of perturbations (Linf).
