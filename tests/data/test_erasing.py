@@ -165,7 +165,18 @@ def test_cutmix_pastes_the_share_that_the_label_says() -> None:
 
 
 TAKES = {"at", "at-awp", "backward-smoothing", "done-adam", "done-fast", "done-gd", "done-pgd", "fast-at"}
-TAKES |= {"fast-at-ga", "fast-bat", "fgsm-at", "gat", "n-fgsm", "nuat", "plain", "trades", "trades-awp"}
+TAKES |= {
+    "fast-at-ga",
+    "fast-bat",
+    "fgsm-at",
+    "gat",
+    "lbgat",
+    "n-fgsm",
+    "nuat",
+    "plain",
+    "trades",
+    "trades-awp",
+}
 
 
 @pytest.mark.parametrize("name", sorted(bv.methods.entries.registry()))
@@ -188,10 +199,12 @@ def test_a_step_on_two_labels_is_the_mean_of_the_steps_on_each(name: str) -> Non
     x, share = torch.rand(4, 1, 8, 8), torch.tensor([0.25, 0.5, 0.75, 1.0])
     first, second = torch.tensor([0, 1, 2, 0]), torch.tensor([1, 2, 0, 1])
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    guide = torch.rand(4, 3)  # logits of a second network, where the loss reads them
 
     def losses(y: torch.Tensor, mixed: Mixed | None) -> torch.Tensor:
         batch = bv.Batch(x, y, torch.arange(4), mixed=mixed)
         problem = bv.LowerProblem(model, batch, method.objective, threat)
+        problem.helper = guide
         terms = method.loss(problem, x)
         return terms.robust + terms.anchor
 
