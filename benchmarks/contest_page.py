@@ -197,7 +197,7 @@ def write_page() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for what, made in (("held-out", held_out), ("test", judgement)):
         parts = [table for data in SETTINGS for cost in PASSES if (table := made(data, cost))]
-        text = _replaced(text, what, "\n\n".join(parts) or "Not run: everyone must be tuned first.")
+        text = _replaced(text, what, "\n\n".join(parts) or "Not run yet.")
     write_text(PAGE, _replaced(text, "absent", absentees()))
     draw()
 
