@@ -167,3 +167,9 @@ def test_a_record_is_of_today_and_keeps_its_budget(path: Path) -> None:
     assert trial.record == path
     assert trial.recorded
     assert found["epochs"] == contest_trials.configure(trial).epochs
+
+
+def test_a_second_training_is_held_against_the_figures_that_an_older_record_has() -> None:
+    recorded = {"n": 100, "robust": 0.5}
+    assert contest.repeats({"n": 100, "robust": 0.5, "worst_class_n": 10}, recorded)
+    assert not contest.repeats({"n": 100, "robust": 0.51, "worst_class_n": 10}, recorded)
