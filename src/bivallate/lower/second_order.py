@@ -17,6 +17,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bivallate.errors import UserError
+from bivallate.lower.batchnorm_derivatives import FastSecondDerivatives
 from bivallate.lower.compiled import without_compiling
 
 __all__ = ["explain_missing_derivatives", "layer_without_derivative", "tangents", "twice_differentiable"]
@@ -31,11 +32,19 @@ TANGENT = re.compile(r"forward.(?:mode )?(?:AD|automatic differentiation)|jvp", 
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Run attention by its plain mathematical kernel, and compile nothing.
+    """For forward passes that are differentiated twice.
 
-    The fused kernels, which are faster and need less memory, have no second derivative and no tangent; nor
-    has compiled code. Use it only for forward passes that need one of these.
+    Attention runs by its plain mathematical kernel and nothing is compiled: the fused kernels, which are
+    faster and need less memory, have no second derivative, nor has compiled code. BatchNorm gets a faster
+    second derivative than torch's.
     """
+    with _plain_kernels(), FastSecondDerivatives():
+        yield
+
+
+@contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Run nothing fused or compiled, which has neither second derivatives nor tangents."""
     with sdpa_kernel(SDPBackend.MATH), without_compiling():
         yield
 
@@ -81,7 +90,7 @@ def tangents(model: nn.Module, x: Tensor) -> Iterator[None]:
         UserError: a layer has no forward-mode derivative; the message names it.
     """
     try:
-        with torch.no_grad(), forward_ad.dual_level(), twice_differentiable():
+        with torch.no_grad(), forward_ad.dual_level(), _plain_kernels():
             yield
     except RuntimeError as error:
         if not (isinstance(error, NotImplementedError) or TANGENT.search(str(error))):
@@ -129,7 +138,7 @@ def _calls(model: nn.Module, x: Tensor) -> dict[nn.Module, tuple[tuple[Any, ...]
 def _fails(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], *, tangent: bool) -> bool:
     own = [_leaf(value) for value in args]
     try:
-        with twice_differentiable():
+        with _plain_kernels():
             _push(module, own, options) if tangent else _differentiate(module, own, options)
     except RuntimeError as error:
         return bool((TANGENT if tangent else SECOND).search(str(error)))

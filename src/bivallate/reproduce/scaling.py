@@ -128,9 +128,9 @@ def narrow(cell: Cell, epochs: int = 10) -> Cell:
 
     It has the paper's network, recipe and images, with a quarter of the channels and fewer epochs.
 
-    Methods that use only the signs of input gradients compute in bfloat16 and channels last, if the machine
-    has bfloat16, which halves their time (`benchmarks/bfloat16.py`). Methods with a coupling compute in
-    float32 on a processor and in TensorFloat-32 on CUDA.
+    Methods whose attack uses only the signs of input gradients compute in bfloat16, if the machine has it,
+    which halves the time of the attack (`benchmarks/bfloat16.py`); gradients of couplings stay float32. The
+    others compute in float32 on a processor and in TensorFloat-32 on CUDA.
     """
     settings = {**cell.settings, "validation.rows": 500, "validation.steps": 10}
     settings |= {"model.width": 0.25, "data.validation": 0.1}
@@ -145,15 +145,14 @@ def narrow_20_epochs(cell: Cell) -> Cell:
 def quick(cell: Cell) -> Cell:
     """The cell with the fastest suitable precision, which does not change its definition.
 
-    That is bfloat16 with channels last, or TensorFloat-32 for methods with a coupling. A device without the
-    precision computes in float32.
+    That is bfloat16, or TensorFloat-32 for methods whose attack uses the magnitudes of input gradients. A
+    device without the precision computes in float32.
     """
-    coupled = cell.method.startswith(COUPLED)
-    fast = {"precision": "tf32"} if coupled else {"precision": "bf16", "channels_last": True}
-    return cell.but(settings={**cell.settings, **fast})
+    precision = "tf32" if cell.method.startswith(EXACT) else "bf16"
+    return cell.but(settings={**cell.settings, "precision": precision, "channels_last": True})
 
 
-COUPLED = ("done", "fast-bat")  # under autocast their input gradients are float32: bfloat16 saves no time
+EXACT = ("done-adam", "done-fast", "done-gd", "fast-bat")  # autocast leaves their input gradients in float32
 NARROW_NOTE = (
     "The paper's networks with a quarter of their channels, also where examples are transferred from, "
     "{epochs} with milestones in proportion, bfloat16 where a method uses the signs of its attack's "
