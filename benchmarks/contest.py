@@ -18,6 +18,7 @@ images, optimiser and rate, and the averaged weights (EMA). A training that exce
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from typing import Any
 
 import bivallate as bv
 from benchmarks.contest_entrants import PASSES
-from benchmarks.contest_trials import SETTINGS, Trial, configure, judged, trials
+from benchmarks.contest_trials import SETTINGS, Trial, configure, judged, repeats, trials
 from bivallate.files import write_json
 from bivallate.reports.cards import PARTS, one_line
 from bivallate.reproduce.machine import commit, machine
@@ -37,6 +38,7 @@ from bivallate.run.resuming import computable
 from bivallate.run.trainer import limit_threads
 
 JUDGE, TEST = "apgd-t-20-2", "autoattack"  # on held-out images, and on test images
+ROUNDING = "device", "gpu", "processor", "instructions", "threads", "torch"  # of a machine, for the bits
 
 
 def train(trial: Trial, device: str = "auto") -> str:
@@ -57,14 +59,16 @@ def train(trial: Trial, device: str = "auto") -> str:
 
 
 def measured(trial: Trial, device: str) -> dict[str, Any]:
-    """The record of a trial; trains it unless its run is there."""
+    """The record of a trial; trains it unless its run is there, and keeps the record beside the run."""
     limit_threads(1)
     config = computable(configure(trial, device))
     dataset = cut(load_data(config.data, 0), SETTINGS[trial.data].rows)
     run, model = finished(config, dataset, trial.folder, "ema")
+    if (kept := run.path / f"{trial.label}.json").exists():
+        return json.loads(kept.read_text(encoding="utf-8"))
     held = bv.evaluate(model, dataset.validation, config.method.threat, JUDGE)
     history, entry = run.read_metrics(), config.method.to_dict()
-    return {
+    record = {
         "schema": "bivallate-contest-1",
         "data": trial.data,
         "cost": trial.cost,
@@ -84,33 +88,42 @@ def measured(trial: Trial, device: str) -> dict[str, Any]:
         "commit": commit(),
         "machine": machine(config.device, 1),
     }
+    write_json(kept, record)
+    return record
 
 
 def attack(trial: Trial, device: str = "auto") -> str:
     """Run AutoAttack on test images, once, and add what it leaves to the record of the trial.
 
-    Trains again if the run is gone.
+    A network that is gone is trained again. On another machine it is another network: its figures on held-out
+    images, its commit and its machine stand in the record beside those of the tuning, which has chosen.
 
     Raises:
-        ValueError: that training is not the recorded one.
+        ValueError: that training is not the recorded one, though the machine computes alike.
     """
     record = trial.read()
     if "test" in record:
         return f"{trial.label} on {trial.data}: tested already"
-    limit_threads(1)
-    if not trial.folder.exists() and not repeats(measured(trial, device)["held_out"], record["held_out"]):
-        raise ValueError(f"{trial.label}: the training does not repeat its record; remove it, and tune")
+    found = measured(trial, device)
+    if alike(found["machine"], record["machine"]) and not repeats(found["held_out"], record["held_out"]):
+        raise ValueError(
+            f"{trial.label}: the training does not repeat its record, on a machine that computes alike: "
+            f"{found['held_out']} at commit {found['commit']}, recorded {record['held_out']} at "
+            f"{record['commit']}; find the change, or remove the record and tune"
+        )
+    network = {key: found[key] for key in ("held_out", "commit", "machine")}
     setting = SETTINGS[trial.data]
     points, threat = load_data(configure(trial, device).data, 0).test, trial.method.threat
     score = bv.evaluate(bv.load(trial.folder, "ema"), points, threat, TEST, n=setting.points)
     right = "".join(str(int(r)) for r in score.robust.tolist())  # of each point, the same for all trials
-    write_json(trial.record, {**record, "test": {"attack": TEST, **figures(score), "right": right}})
+    test = {"attack": TEST, **figures(score), "right": right, "network": network}
+    write_json(trial.record, {**record, "test": test})
     return f"{trial.label} on {trial.data}, test: {told(figures(score))}"
 
 
-def repeats(found: dict[str, Any], recorded: dict[str, Any]) -> bool:
-    """Whether a second training found what is recorded; older records lack some figures."""
-    return all(found[what] == value for what, value in recorded.items())
+def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two machines round alike; one of an older record, whose instructions are unknown, does not."""
+    return all(one.get(key) == other.get(key) for key in ROUNDING)
 
 
 def figures(score: bv.Score) -> dict[str, Any]:

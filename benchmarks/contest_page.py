@@ -12,7 +12,19 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contest_entrants import ENTRANTS, EPOCHS, PASSES, absent
-from benchmarks.contest_trials import CLASSES, SEEDS, SETTINGS, WHO, Trial, bar, chosen, judged, most, tuned
+from benchmarks.contest_trials import (
+    CLASSES,
+    SEEDS,
+    SETTINGS,
+    WHO,
+    Trial,
+    bar,
+    chosen,
+    judged,
+    most,
+    repeats,
+    tuned,
+)
 from bivallate.evaluation.statistics import Z95, welch, wilson
 from bivallate.files import write_text
 from bivallate.style import COLOURS, figure, save, styled
@@ -85,7 +97,7 @@ def judgement(data: str, cost: str) -> str:
         cells = (by, name, _percent(means["clean"]), _percent(means["robust"]), seeds)
         worst = f"{_percent(means['worst_class'])} {_span(worst_interval(found))}"
         lines.append(f"| {' | '.join(cells)} | {worst} | {_percent(means['tail_30'])} |")
-    return "\n".join([*lines, "", *_verdicts(data, cost, tests)])
+    return "\n".join([*lines, "", *_verdicts(data, cost, tests), *_others(data, cost)])
 
 
 def _verdicts(data: str, cost: str, tests: Mapping[str, Sequence[Figures]]) -> list[str]:
@@ -100,6 +112,26 @@ def _verdicts(data: str, cost: str, tests: Mapping[str, Sequence[Figures]]) -> l
         return [*said, f"* No {missing[0]} reaches the bar: worst classes are not compared."]
     ours, theirs = roles["fairest composition"], roles["fairest rival"]
     return [*said, f"* Worst class, {ours} - {theirs}: {_worst(tests[ours], tests[theirs])}."]
+
+
+def _others(data: str, cost: str) -> list[str]:
+    """The judged networks that are not those of their records, being trained again elsewhere."""
+    lines = []
+    for trial in judged(data, cost):
+        record = trial.read()
+        network = record["test"].get("network", record)
+        if repeats(network["held_out"], record["held_out"]):
+            continue
+        now, then = (
+            f"{_percent(one['held_out']['robust'])} % (commit {one['commit']['id'][:7]}, "
+            f"{one['machine']['processor']}, {one['machine'].get('instructions', 'instructions unknown')})"
+            for one in (network, record)
+        )
+        lines.append(
+            f"* {_value(trial)}, seed {trial.seed}: the judged network was trained again, and withstands on "
+            f"{now} of the held-out images, where the record has {then}."
+        )
+    return lines or ["* Every judged network has the held-out figures of its record."]
 
 
 def absentees() -> str:

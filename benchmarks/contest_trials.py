@@ -199,3 +199,8 @@ def judged(data: str, cost: str) -> list[Trial]:
     """All seeds of those that are judged, each once, with the value that was chosen."""
     those = dict.fromkeys(chosen(data, cost).values())
     return [Trial(t.data, t.cost, t.name, t.number, seed) for t in those for seed in SEEDS]
+
+
+def repeats(found: dict[str, Any], recorded: dict[str, Any]) -> bool:
+    """Whether a second training found what is recorded; older records lack some figures."""
+    return all(found[what] == value for what, value in recorded.items())

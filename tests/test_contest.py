@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from benchmarks import contest, contest_entrants, contest_page, contest_trials
 from benchmarks.contest_entrants import ENTRANTS, PASSES, REASONS, Entrant, absent
 from benchmarks.contest_trials import Trial
@@ -17,6 +20,7 @@ from bivallate.run.budget import Minibatches, costs_of_epochs
 
 THREAT, TRAINED = Linf(0.1), Path("results/contest")
 ROBUST = {"bastion": 0.9, "wat-noise": 0.896, "nuat": 0.897}
+LINE = {"total_forward": 40.0, "total_backward": 38.0, "train_robust": 0.5, "seconds": 1.0}
 WORST = {"wat-noise": 0.8, "bastion": 0.6, "trades-noise": 0.85, "nuat": 0.4}
 
 
@@ -111,7 +115,7 @@ def test_a_difference_is_decided_over_points_and_seeds(records: Path, gain: int,
         test = {"n": 1000, "clean": 0.9, "robust": right / 1000, "worst_class": worst, "tail_30": 0.5}
         test |= {"worst_class_n": 99, "right": "1" * right + "0" * (1000 - right)}
         write(trial, held_out=trial.read()["held_out"] if trial.recorded else held(0.9, 0.8), test=test)
-    robust, bar, worst = contest_page.judgement("mnist", "low").splitlines()[-3:]
+    robust, bar, worst = contest_page.judgement("mnist", "low").splitlines()[-4:-1]
     assert robust.endswith(f"over the seeds: {verdict}.")
     assert "89.5 on held-out images, half a point below bastion (beta = 12)" in bar
     assert worst.endswith(f"over the seeds: {verdict}.")
@@ -173,3 +177,92 @@ def test_a_second_training_is_held_against_the_figures_that_an_older_record_has(
     recorded = {"n": 100, "robust": 0.5}
     assert contest.repeats({"n": 100, "robust": 0.5, "worst_class_n": 10}, recorded)
     assert not contest.repeats({"n": 100, "robust": 0.51, "worst_class_n": 10}, recorded)
+
+
+HERE = {"device": "cpu", "gpu": None, "processor": "P", "instructions": "AVX512", "threads": 1, "torch": "2"}
+THERE = {key: value for key, value in HERE.items() if key != "instructions"}
+
+
+def judged_again(monkeypatch: pytest.MonkeyPatch, recorded: dict[str, Any], robust: float) -> Trial:
+    """A trial that was tuned on `recorded`; its network is trained again on HERE. Nothing is evaluated."""
+    trial = Trial("mnist", "low", "gat", 0)
+    write(trial, held_out=held(0.5, 0.3), commit={"id": "aaaaaaaaaa"}, machine=recorded)
+    again = {"held_out": held(robust, 0.3), "commit": {"id": "bbbbbbbbbb"}, "machine": HERE}
+    monkeypatch.setattr(contest, "measured", lambda trial, device: again)
+    score = SimpleNamespace(robust=torch.tensor([True, False]))
+    monkeypatch.setattr(contest.bv, "evaluate", lambda *_, n: score)
+    monkeypatch.setattr(contest.bv, "load", lambda *_: None)
+    monkeypatch.setattr(contest, "load_data", lambda *_: SimpleNamespace(test=None))
+    monkeypatch.setattr(contest, "figures", lambda score: {"n": 2, **held(robust, 0.3)})
+    return trial
+
+
+@pytest.mark.parametrize("recorded", [THERE, {**HERE, "instructions": "AVX2"}, {**HERE, "torch": "1"}])
+def test_a_network_of_another_machine_is_judged_beside_the_figures_of_the_tuning(
+    records: Path, monkeypatch: pytest.MonkeyPatch, recorded: dict[str, Any]
+) -> None:
+    trial = judged_again(monkeypatch, recorded, 0.47)
+    contest.attack(trial)
+    found = trial.read()
+    assert found["held_out"] == held(0.5, 0.3), "what has chosen stays"
+    assert (found["commit"]["id"], found["machine"]) == ("aaaaaaaaaa", recorded)
+    assert found["test"]["network"]["held_out"] == held(0.47, 0.3)
+    assert (found["test"]["network"]["commit"]["id"], found["test"]["network"]["machine"]) == (
+        "bbbbbbbbbb",
+        HERE,
+    )
+    assert found["test"]["right"] == "10"
+
+
+def test_a_network_that_differs_on_a_machine_that_rounds_alike_is_refused_each_time(
+    records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = judged_again(monkeypatch, {**HERE, "cores": 64}, 0.47)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"gat-0-seed0: the training does not repeat its record"):
+            contest.attack(trial)
+        trial.folder.mkdir(parents=True, exist_ok=True)  # the run of the first attempt
+    assert "test" not in trial.read()
+    trial = judged_again(monkeypatch, {**HERE, "cores": 64}, 0.5)
+    contest.attack(trial)
+    assert trial.read()["test"]["robust"] == 0.5
+
+
+def test_the_page_says_which_judged_networks_are_not_those_of_their_records(records: Path) -> None:
+    for trial in contest_trials.judged("mnist", "low"):
+        own = trial.read()["held_out"] if trial.recorded else held(0.9, 0.8)
+        test = {**held(0.9, 0.8), "right": "1" * 10, "worst_class_n": 9}
+        write(trial, held_out=own, commit={"id": "aaaaaaaaaa"}, machine=THERE, test=test)
+    same = "* Every judged network has the held-out figures of its record."
+    assert same in contest_page.judgement("mnist", "low")
+    trial = Trial("mnist", "low", "bastion", 2)
+    again = {"held_out": held(0.881, 0.8), "commit": {"id": "bbbbbbbbbb"}, "machine": HERE}
+    found = trial.read()
+    write(trial, **{**found, "test": {**found["test"], "network": again}})
+    told = contest_page.judgement("mnist", "low")
+    assert same not in told
+    assert (
+        "* bastion (beta = 12), seed 0: the judged network was trained again, and withstands on 88.1 % "
+        in told
+    )
+    assert "(commit bbbbbbb, P, AVX512) of the held-out images, where the record has 90.0 % " in told
+    assert "(commit aaaaaaa, P, instructions unknown)." in told
+
+
+def test_held_out_images_are_measured_once_a_run(records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial, asked = Trial("mnist", "low", "gat", 0), []
+    run = SimpleNamespace(path=trial.folder, read_metrics=lambda: [LINE])
+    data = SimpleNamespace(train=[0] * 2000, validation=None)
+    trial.folder.mkdir(parents=True)
+    monkeypatch.setattr(contest, "load_data", lambda *_: None)
+    monkeypatch.setattr(contest, "cut", lambda *_: data)
+    monkeypatch.setattr(contest, "finished", lambda *_: (run, None))
+    monkeypatch.setattr(contest.bv, "evaluate", lambda *_: asked.append(1))
+    monkeypatch.setattr(contest, "figures", lambda score: held(0.5, 0.3))
+    first = contest.measured(trial, "cpu")
+    assert contest.measured(trial, "cpu") == first
+    assert asked == [1]
+    shutil.rmtree(trial.folder)
+    trial.folder.mkdir()
+    contest.measured(trial, "cpu")
+    assert asked == [1, 1]
