@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import pytest
 import torch
 
+import bivallate as bv
 from bivallate import Linf, Method, methods
 from bivallate.data import Augment, Batches, Dataset
 from bivallate.errors import UserError
 from bivallate.lower.solver import Solver
 from bivallate.methods.entries import create
 from bivallate.parts import part
-from bivallate.run.budget import Minibatches, affordable, costs_of_epochs, epochs_within, minibatches_of
+from bivallate.run.budget import (
+    Minibatches,
+    PlannedCost,
+    affordable,
+    costs_of_epochs,
+    epochs_within,
+    minibatches_of,
+)
 from bivallate.run.config import Config, Data, Model, Validation
 from bivallate.run.execution import execute
 from bivallate.run.from_config import create_model
@@ -109,15 +119,54 @@ def test_minibatches_are_those_of_a_training(
 
 
 @pytest.mark.parametrize("name", ["at", "bastion", "hat", "curriculum"])
-@pytest.mark.parametrize("passes", [30, 61])
-def test_the_epochs_are_the_most_that_the_budget_pays_for(name: str, passes: float) -> None:
+def test_the_epochs_are_the_most_that_the_budget_pays_for(name: str) -> None:
     method, cut = create(name, THREAT, steps=3), Minibatches(32, 32, 10)
-    epochs = epochs_within(method, passes, cut)
-    costs = [sum(costs_of_epochs(method, n, cut)) for n in (epochs, epochs + 1)]
-    assert costs[0] <= passes < costs[1]
+    totals = [sum(costs_of_epochs(method, epochs, cut)) for epochs in range(1, 9)]
     before = torch.random.get_rng_state()
-    epochs_within(method, passes, cut)
+    for epochs, (cost, more) in enumerate(itertools.pairwise(totals), 1):
+        assert epochs_within(method, cost, cut) == epochs_within(method, (cost + more) / 2, cut) == epochs
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_what_no_single_epoch_has_is_found_too() -> None:
+    """HAT's plain epochs, which are fewer than one in ten: five are all alike, and the sixth is cheap."""
+    method, cut = methods.hat(THREAT, steps=3), Minibatches(32, 32, 10)
+    five, six = (sum(costs_of_epochs(method, epochs, cut)) for epochs in (5, 6))
+    (one,) = costs_of_epochs(method, 1, cut)
+    assert (five, six < five + one) == (5 * one, True)
+    assert epochs_within(method, six, cut) == 6
+
+
+def test_what_is_told_of_a_cost_pays_for_it() -> None:
+    method, cut = methods.gat(THREAT), Minibatches(70, 16, 10)
+    cost = PlannedCost(4, sum(costs_of_epochs(method, 4, cut)))
+    assert str(cost) == "4 epochs, at most 25.83 passes an example"
+    assert (float(cost.at_most) - cost.passes) == pytest.approx(0.0014286, abs=1e-6)
+    assert epochs_within(method, float(cost.at_most), cut) == epochs_within(method, cost.passes, cut) == 4
+    assert str(PlannedCost(1, 12345.0)) == "1 epoch, at most 12345 passes an example"
+
+
+def test_a_training_from_python_within_a_budget(few: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+    more: dict[str, Any] = {"batch_size": 64, "threads": 1, "validation": Validation(0, 1)}
+    run = bv.train("linear", few, methods.gat(THREAT), passes=20.5, progress=True, **more)
+    used = run.history[-1]["total_forward"] + run.history[-1]["total_backward"]
+    assert (
+        f"passes=20.5 pays for {len(run.history)} epochs, at most {round(used, 2):.12g} passes"
+        in capsys.readouterr().err
+    )
+    assert used <= 20.5 < used * (1 + 1 / len(run.history))
+    for wrong, said in (
+        ({"passes": 30, "epochs": 2}, "leave out epochs, or passes"),
+        ({"passes": "30"}, "passes must be a number"),
+        ({"passes": True}, "passes must be a number"),
+        ({"passes": 0}, "passes must be above 0"),
+        ({"passes": math.nan}, "passes must be above 0"),
+        ({"passes": math.inf}, "inf passes pay for more than 10,000 epochs of plain"),
+        ({"passes": 20_001}, "20001 passes pay for more than 10,000 epochs"),
+        ({"passes": 1}, r"one epoch of plain costs 2 .* and 1 are allowed"),
+    ):
+        with pytest.raises(UserError, match=said):
+            bv.train("linear", few, methods.plain(THREAT), **wrong, **more)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_second_stream_and_phases_count_by_their_own_minibatches(data: Dataset) -> None:
@@ -138,7 +187,7 @@ class Broken(Solver):
 
 def test_what_cannot_be_counted_or_paid_for_is_said(data: Dataset) -> None:
     cut = Minibatches(32, 32, 10)
-    with pytest.raises(UserError, match=r"one epoch of at costs 22 .* more than --passes 21"):
+    with pytest.raises(UserError, match=r"one epoch of at costs 22 .* and 21 are allowed"):
         epochs_within(methods.at(THREAT), 21, cut)
     with pytest.raises(UserError, match=r"passes of custom cannot be counted .*no stem here"):
         epochs_within(Method(THREAT, Broken()), 100, cut)
@@ -146,4 +195,4 @@ def test_what_cannot_be_counted_or_paid_for_is_said(data: Dataset) -> None:
     with pytest.raises(UserError, match=r"sentinel\.lowers"):
         affordable(finer, 100, 70, 10)
     config, cost = affordable(config_of(methods.at(THREAT)), 100, 70, 10)
-    assert (config.epochs, cost) == (4, 88)
+    assert (config.epochs, cost) == (4, PlannedCost(4, 88))

@@ -143,7 +143,7 @@ def resolved(
     plan = fitted(plan, len(dataset.train)) if fit else plan
     if passes is not None:
         plan, cost = affordable(plan, passes, len(dataset.train), len(dataset.classes))
-        tell(f"--passes {passes:g} pays for {plan.epochs} epochs, of at most {cost:.4g} passes an example")
+        tell(f"--passes {passes:.12g} pays for {cost}")
     plan, network = begin_network(plan, dataset, architecture, tell)
     return plan, dataset, network
 

@@ -9,30 +9,14 @@ from typing import Any
 
 from bivallate.reports.collect import labels_of
 from bivallate.reports.comparison.comparison_table import Comparison
-from bivallate.run.budget import affordable
+from bivallate.run.budget import PlannedCost, affordable
 from bivallate.run.config import Config, Data
 from bivallate.run.defaults import fitted
 from bivallate.run.from_config import load_data, resolved_data
 
-__all__ = ["PlannedCost", "SweepBudget", "with_plans"]
+__all__ = ["SweepBudget", "with_plans"]
 
 USED = "training passes"  # the column of what a training has cost
-
-
-@dataclass(frozen=True)
-class PlannedCost:
-    """The length of a training, and what it costs at most in passes an example."""
-
-    epochs: int
-    passes: float
-
-    @property
-    def length(self) -> str:
-        """The number of epochs in words."""
-        return f"{self.epochs} epoch{'s' * (self.epochs > 1)}"
-
-    def __str__(self) -> str:
-        return f"{self.length}, at most {self.passes:.4g} passes an example"
 
 
 @dataclass
@@ -63,8 +47,8 @@ class SweepBudget:
         rows, classes = self._size(plan.data)
         chosen = options.get("batch-size") is not None or options.get("recipe") is not None
         sized = plan if chosen else fitted(plan, rows)
-        long, passes = affordable(sized, self.passes, rows, classes)
-        return self._known.setdefault(repr(plan), PlannedCost(long.epochs, passes))
+        _, cost = affordable(sized, self.passes, rows, classes)
+        return self._known.setdefault(repr(plan), cost)
 
     def _size(self, data: Data) -> tuple[int, int]:
         """(training rows, classes) of a data set."""
@@ -87,10 +71,10 @@ def with_plans(table: Comparison, costs: Mapping[Path, PlannedCost], budget: flo
     cells, rows = [], []
     for cell, row in zip(table.cells, table.rows, strict=True):
         plan = labels[row["runs"][0] if "runs" in row else row["run"]]
-        cells.append((*cell[:place], f"{plan.passes:.4g}\n{plan.length}", *cell[place:]))
+        cells.append((*cell[:place], f"{plan.at_most}\n{plan.length}", *cell[place:]))
         rows.append({**row, "planned_passes": plan.passes, "epochs": plan.epochs})
     columns = (*table.columns[:place], "planned passes", *table.columns[place:])
-    note = f"planned: what the epochs may cost at most, of {budget:g} passes an example"
+    note = f"planned: what the epochs may cost at most, of {budget:.12g} passes an example"
     about = {**table.about, "passes_allowed": budget}
     return replace(
         table, about=about, columns=columns, cells=tuple(cells), rows=tuple(rows), notes=(*table.notes, note)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from bivallate.commands.configuration import one_length, plan_of
-from bivallate.commands.sweep_budget import PlannedCost, SweepBudget
+from bivallate.commands.sweep_budget import SweepBudget
 from bivallate.errors import UserError, check_seed
 from bivallate.evaluation import attack_named
 from bivallate.from_text import pair
 from bivallate.quoting import command, file_name
+from bivallate.run.budget import PlannedCost
 
 __all__ = ["Combination", "SweepOptions", "cells_of"]
 

@@ -14,15 +14,48 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bivallate.errors import UserError
+from bivallate.errors import UserError, check_number
 from bivallate.method import Method, facts_for
 from bivallate.run.config import Config
 from bivallate.step import train_step
 from bivallate.types import Batch, Clock, Passes
 
-__all__ = ["Minibatches", "affordable", "costs_of_epochs", "epochs_within", "minibatches_of"]
+__all__ = [
+    "Minibatches",
+    "PlannedCost",
+    "affordable",
+    "costs_of_epochs",
+    "epochs_within",
+    "minibatches_of",
+]
 
 SHAPE = (1, 3, 3)  # of an image, which the number of passes does not depend on
+MOST = 10_000  # epochs; every one of them is counted, which takes minutes then
+
+
+@dataclass(frozen=True)
+class PlannedCost:
+    """The length of a training, and what it costs at most in passes an example."""
+
+    epochs: int
+    passes: float
+
+    @property
+    def length(self) -> str:
+        """The number of epochs in words."""
+        return f"{self.epochs} epoch{'s' * (self.epochs > 1)}"
+
+    @property
+    def at_most(self) -> str:
+        """The passes as a decimal number, rounded up: a budget of as many pays for the training."""
+        return _at_most(self.passes)
+
+    def __str__(self) -> str:
+        return f"{self.length}, at most {self.at_most} passes an example"
+
+
+def _at_most(passes: float) -> str:
+    return f"{math.ceil(round(100 * passes, 6)) / 100:.12g}"
 
 
 @dataclass(frozen=True)
@@ -138,7 +171,7 @@ def costs_of_epochs(method: Method, epochs: int, minibatches: Minibatches) -> li
         return [counter.epoch(epoch, epochs) for epoch in range(epochs)]
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
         raise UserError(
-            f"the passes of {method.name} cannot be counted ({error!r}): give --epochs"
+            f"the passes of {method.name} cannot be counted ({error!r}): give the number of epochs"
         ) from error
 
 
@@ -148,7 +181,7 @@ def epochs_within(method: Method, passes: float, minibatches: Minibatches) -> in
     Every schedule is that of a training of this length. One epoch more would cost more than `passes`.
 
     Raises:
-        UserError: one epoch costs more, or as of `costs_of_epochs`.
+        UserError: one epoch costs more, more than 10,000 epochs cost less, or as of `costs_of_epochs`.
 
     Example:
         >>> from bivallate import Linf, methods
@@ -156,24 +189,37 @@ def epochs_within(method: Method, passes: float, minibatches: Minibatches) -> in
         >>> epochs_within(methods.at(Linf(0.1)), 220, minibatches)  # 11 forwards and 11 backwards each
         10
     """
+    return _longest(method, passes, minibatches).epochs
+
+
+def _longest(method: Method, passes: float, minibatches: Minibatches) -> PlannedCost:
+    check_number("passes", passes)
+    if not passes > 0:
+        raise UserError(f"passes must be above 0, got {passes!r}")
     (first,) = costs_of_epochs(method, 1, minibatches)
-    if not first <= passes:
+    if first > passes:
         raise UserError(
-            f"one epoch of {method.name} costs {first:.4g} forward and backward passes an example, more than "
-            f"--passes {passes:g}: allow more, or leave {method.name} out"
+            f"one epoch of {method.name} costs {_at_most(first)} forward and backward passes an example, and "
+            f"{passes:.12g} are allowed: allow more passes, or choose a method that costs less"
         )
-    low, high, trial = 1, math.inf, int(passes / first)
-    while low + 1 < high:
-        trial = int(min(max(trial, low + 1), high - 1))
-        costs = costs_of_epochs(method, trial, minibatches)
-        if set(costs) == {first} and trial == int(passes / first):
-            return trial  # no schedule changes the costs
-        low, high = (trial, high) if sum(costs) <= passes else (low, trial)
-        trial = int(trial * passes / sum(costs))
-    return low
+    if passes > MOST * first:
+        raise UserError(
+            f"{passes:.12g} passes pay for more than {MOST:,} epochs of {method.name}, which nobody counts: "
+            "allow fewer passes, or give the number of epochs"
+        )
+    best, high, trial = PlannedCost(1, first), math.inf, int(passes / first)
+    while best.epochs + 1 < high:
+        trial = int(min(max(trial, best.epochs + 1), high - 1))
+        total = math.fsum(costs_of_epochs(method, trial, minibatches))
+        if total <= passes:
+            best = PlannedCost(trial, total)
+        else:
+            high = trial
+        trial = int(trial * passes / total)
+    return best
 
 
-def affordable(config: Config, passes: float, rows: int, classes: int) -> tuple[Config, float]:
+def affordable(config: Config, passes: float, rows: int, classes: int) -> tuple[Config, PlannedCost]:
     """The configuration with as many epochs as `passes` passes an example allow, and what they cost at most.
 
     Args:
@@ -187,9 +233,8 @@ def affordable(config: Config, passes: float, rows: int, classes: int) -> tuple[
     sentinel = config.sentinel
     if sentinel.on and sentinel.rollback and sentinel.lowers == "finer":
         raise UserError(
-            "a sentinel that answers with a finer attack may spend more passes than --passes allows: use "
-            "--set sentinel.lowers=attack, rate or both, or --epochs"
+            "a sentinel that answers with a finer attack may spend more passes than are allowed: set "
+            "sentinel.lowers to attack, rate or both, or give the number of epochs"
         )
-    minibatches = minibatches_of(config, rows, classes)
-    epochs = epochs_within(config.method, passes, minibatches)
-    return config.set("epochs", epochs), sum(costs_of_epochs(config.method, epochs, minibatches))
+    cost = _longest(config.method, passes, minibatches_of(config, rows, classes))
+    return config.set("epochs", cost.epochs), cost

@@ -14,6 +14,7 @@ from bivallate.data import Dataset
 from bivallate.errors import UserError, check_number, check_path, check_whole, python_arguments, unknown
 from bivallate.method import Method, check_method
 from bivallate.methods.entries import create
+from bivallate.run.budget import affordable
 from bivallate.run.config import Config
 from bivallate.run.defaults import fitted, threat_on
 from bivallate.run.execution import Run
@@ -36,6 +37,7 @@ def train(
     eps: float | str | None = None,
     norm: str = "linf",
     epochs: int | None = None,
+    passes: float | None = None,
     lr: float | None = None,
     recipe: str | None = None,
     init: str | Path | Run | Init | None = None,
@@ -59,6 +61,8 @@ def train(
         eps, norm: threat of a method given by name, in [0, 1] pixel units. Without eps: the customary radius
             of the data set, which is known in Linf, and for CIFAR-10 also in L1.
         epochs: number of epochs; default that of the recipe, or 20.
+        passes: forward and backward passes an example over the whole training: as many epochs as the method
+            affords within them, in place of `epochs`. They are counted before training begins.
         lr: peak learning rate; default that of the recipe, or of the data set (0.1 for digits, else 0.05).
         recipe: name of a paper's training recipe, such as "done". The other arguments override its values.
             Its settings of the data (rows held out, imbalance) apply only if the data is given by name.
@@ -94,6 +98,8 @@ def train(
         check_fits(bool, flag, name)
     given = dataset if isinstance(dataset, str | Dataset) else data.load(dataset, seed=seed)
     place = given if isinstance(given, str) else _named(given)
+    if passes is not None and epochs is not None:
+        raise UserError("passes chooses the number of epochs: leave out epochs, or passes")
     method = _method(method, eps, norm, place)
     config = recipe_for(recipe, method, place)
     begun = _init(init, freeze, model)
@@ -110,6 +116,10 @@ def train(
     if recipe is None and "batch_size" not in settings:
         config = fitted(config, len(loaded.train))
     shown = TerminalProgress(method.name) if progress is True else (progress or Progress())
+    if passes is not None:
+        config, cost = affordable(config, passes, len(loaded.train), len(loaded.classes))
+        if progress:
+            shown.note(f"passes={passes:.12g} pays for {cost}")
     network: nn.Module
     if isinstance(model, str) or model is None:
         config, network = begin_network(config, loaded, model, shown.note if progress else None)
