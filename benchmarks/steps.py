@@ -37,10 +37,11 @@ from bivallate.types import Facts
 torch.set_num_threads(1)
 states = {}
 for line in sys.stdin:
-    name, network, shape, batch, width, steps = json.loads(line)
+    name, network, shape, batch, width, steps, last = json.loads(line)
     if (name, network) not in states:
         options = {} if width == 1 else {"width": width}
         model = bv.models.create(network, num_classes=10, shape=tuple(shape), seed=0, **options).train()
+        model = model.to(memory_format=torch.channels_last) if last else model
         method = getattr(bv.methods, name.replace("-", "_"))(bv.Linf(8 / 255))
         bound = method.bind(Facts(batch, tuple(shape), 10))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -106,11 +107,14 @@ def main() -> None:
     )
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--batch", type=int, help="images a step, instead of 64 and 16")
+    parser.add_argument("--channels-last", action="store_true", help="the memory layout of convolutions")
     chosen = parser.parse_args()
     for network in chosen.networks:
-        shape, batch, width, steps = NETWORKS[network]
+        shape, usual, width, steps = NETWORKS[network]
         for name in chosen.methods:
-            task: list[object] = [name, network, shape, batch, width, steps]
+            batch, last = chosen.batch or usual, chosen.channels_last
+            task: list[object] = [name, network, shape, batch, width, steps, last]
             found, took = ratios(chosen.before, task, chosen.pairs, chosen.rounds)
             middle, low, high = median(found)
             pace = f"{1000 * took / steps:.1f} ms a step"
