@@ -41,14 +41,13 @@ def guide_of(bound: Any, model: nn.Module) -> dict[str, Tensor]:
         {"alpha": 6.0},
         {"alpha": 2.0, "gamma": 0.3, "guide_lr": 0.04},
         {"guide_lr": 0.0},
-        {"momentum": 0.5, "weight_decay": 0.1},
+        {"guide_momentum": 0.5, "guide_weight_decay": 0.1},
     ],
     ids=str,
 )
 def test_lbgat(hyper: dict[str, Any]) -> None:
     others: list[nn.Module] = []
-    own = {"momentum": "guide_momentum", "weight_decay": "guide_decay"}
-    theirs = {own.get(name, name): value for name, value in hyper.items()}
+    theirs = {name.replace("weight_decay", "decay"): value for name, value in hyper.items()}
 
     def kept(*args: Any, **more: Any) -> None:
         others.append(lbgat(*args, **more, **theirs))
@@ -156,7 +155,7 @@ def test_what_it_goes_with() -> None:
         methods.at(THREAT).but(loss=BoundaryGuided())
     with pytest.raises(UserError, match="HelperNetwork"):
         methods.hat(THREAT).but(loss=BoundaryGuided())
-    for wrong in ({"alpha": -1.0}, {"gamma": -1.0}, {"guide_lr": -0.1}, {"momentum": 1.5}):
+    for wrong in ({"alpha": -1.0}, {"gamma": -1.0}, {"guide_lr": -0.1}, {"guide_momentum": 1.5}):
         with pytest.raises(UserError, match=next(iter(wrong)).removeprefix("guide_")):
             methods.lbgat(THREAT, **wrong)
     batches = minibatches()

@@ -126,6 +126,7 @@ def test_baselines_attack_mnist_as_in_their_public_code_unless_the_user_says_how
         assert (method.loss.alpha, method.solver.weight_decay) == (alpha, 2e-4)
         assert method.solver.inner.step_size == pytest.approx(7 / 31 * eps)
     assert resolve("lbgat", data="cifar100", alpha=1.0).method.loss.alpha == 1
+    assert resolve("lbgat", guide_weight_decay=5e-4).method.solver.weight_decay == 5e-4
     assert resolve("lbgat", "at").method == methods.at(THREAT)
     assert resolve("atta", steps=10).method.solver.inner.step_size == pytest.approx(7 / 31 * eps)
 

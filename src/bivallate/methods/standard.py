@@ -131,8 +131,8 @@ def lbgat(
     alpha: float = 0.0,
     gamma: float = 1.0,
     guide_lr: float | None = None,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
+    guide_momentum: float = 0.9,
+    guide_weight_decay: float = 5e-4,
     steps: int = 10,
     step_size: float = 0.25,
 ) -> Method:
@@ -142,7 +142,9 @@ def lbgat(
     the trained network z and the second one, g; the attack is on the divergence of z. Only z is evaluated.
 
     The labels reach z through g alone. The squared distance is a mean over the classes, so that its gradient
-    is the weaker the more classes there are. Both networks and the second one's momentum must fit in memory.
+    is the weaker the more classes there are; it grows with the logits, without a bound, so that a rate which
+    a cross-entropy bears may be too high for a linear network on many pixels. Both networks and the second
+    one's momentum must fit in memory.
 
     Args:
         threat: the set of perturbations.
@@ -151,18 +153,20 @@ def lbgat(
         gamma: weight of the second network's cross-entropy.
         guide_lr: learning rate of the second network; None is the trained one's, at every moment. Set it with
             an optimiser other than SGD, whose rates mean something else.
-        momentum, weight_decay: of the second network's SGD.
+        guide_momentum, guide_weight_decay: of the second network's SGD; the trained one's are the run's.
         steps: K, attack steps.
         step_size: in units of eps.
 
     Cost: K + 3 forwards, K + 2 backwards, of which one each are the second network's; with alpha one more of
     each.
 
-    Reference: Cui et al. 2021; constants of the public code (lbgat.py, train_lbgat_cifar100.py). Of the paper
-    only the abstract was available: the equations are those of the code.
+    Reference: Cui et al. 2021; public code (lbgat.py, train_lbgat_cifar100.py). Of the paper only the
+    abstract was available: the equations are those of the code. Its step size (0.007 at eps = 0.031) and
+    weight decay (2e-4, of both networks) are in the recipe `lbgat`.
     Deviation: the second network has the trained one's architecture and begins with its weights; the public
     code's is a ResNet-18 with its own, beside a wide ResNet. Without alpha that code still forwards x through
     z, which moves BatchNorm's statistics. One optimiser moves both networks there.
     """
-    solver = HelperNetwork(PGD(steps, step_size * threat.eps, gaussian), guide_lr, momentum, weight_decay)
+    inner = PGD(steps, step_size * threat.eps, gaussian)
+    solver = HelperNetwork(inner, guide_lr, guide_momentum, guide_weight_decay)
     return Method(threat, solver, objective=kl_to_clean, loss=BoundaryGuided(alpha, gamma))

@@ -137,7 +137,7 @@ def lbgat(task: Task) -> Config:
     Deviation: the public code has the rate 0.02 in the first epoch.
     """
     size = 0.007 / 0.031 * task.method.threat.eps
-    task = task.tuned("weight_decay", "solver.weight_decay", 2e-4)
+    task = task.tuned("guide_weight_decay", "solver.weight_decay", 2e-4)
     if isinstance(task.method.solver, HelperNetwork):
         task = task.tuned("step_size", "solver.inner.step_size", size)
     if task.known is not None and task.known.name == "cifar100":
