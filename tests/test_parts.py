@@ -31,6 +31,7 @@ from bivallate.commands.settings import own_parameters
 from bivallate.from_text import override, parse_number, read
 from bivallate.lower.direction import Adam
 from bivallate.lower.start import Zero
+from bivallate.lower.stop import Misclassified
 from bivallate.methods.entries import registry
 from bivallate.part_kinds import KINDS, check_roles, load_own
 from bivallate.parts import decode, encode
@@ -296,6 +297,19 @@ def test_bad_numbers(text) -> None:
 def test_a_part_is_known_by_its_former_name() -> None:
     solver = methods.hat(Linf(0.1)).solver
     assert decode(encode(solver) | {"kind": "Helped"}) == solver
+
+
+def test_text_names_a_part_by_its_other_names_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(bivallate.parts.RENAMED, "Unstopped", "Never")
+    early = PGD(2, 0.1, stop=Misclassified(1))
+    with pytest.warns(DeprecationWarning, match="Unstopped is now called Never"):
+        assert override(early, "stop", "Unstopped") == PGD(2, 0.1)
+    with pytest.warns(DeprecationWarning, match="Helped is now"), pytest.raises(UserError, match="values"):
+        override(methods.at(Linf(0.1)), "solver", "Helped")
+    with pytest.raises(UserError, match="objective=GuidedCrossEntropy needs values of its own"):
+        override(
+            methods.at(Linf(0.1)), "objective", "GuidedCrossEntropy"
+        )  # the class's name, not a former one
 
 
 def test_constants_read_as_numbers() -> None:

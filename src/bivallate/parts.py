@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import warnings
 from typing import Any, dataclass_transform
 
 from bivallate import plugins
@@ -264,13 +265,18 @@ def _finite(value: Any) -> Any:
 def part_named(text: str, where: str) -> Any:
     """The part of the kind `text` with its defaults, or None if there is no such kind.
 
+    A kind's other names are understood (`RENAMED`), the former ones with a DeprecationWarning.
+
     Raises UserError for a part with fields that have no default.
     """
     if text.isidentifier() and text not in KINDS:
         load_own()
-    if text not in KINDS:
+    word = text if text in KINDS else RENAMED.get(text, text)
+    if word not in KINDS:
         return None
+    if text not in (word, KINDS[word].__name__):
+        warnings.warn(f"the part {text} is now called {word}", DeprecationWarning, stacklevel=2)
     try:
-        return KINDS[text]()
+        return KINDS[word]()
     except TypeError as error:
         raise UserError(f"{where}={text} needs values of its own: {error}") from None

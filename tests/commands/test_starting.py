@@ -17,7 +17,9 @@ from bivallate import cli
 from bivallate.cli import APP, run
 from bivallate.commands import COMMANDS, stored_lists
 from bivallate.methods.entries import registry
+from bivallate.parts import decode, from_portable
 from bivallate.reports import catalogue_lists
+from bivallate.run.recipes.published import recipe_for
 
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "matplotlib", "PIL", "pyarrow")
 LOOK = (
@@ -41,6 +43,7 @@ def loaded(code: str, *arguments: str) -> str:
     [
         *("--help", "--version", "train --help", "evaluate --help"),
         *("methods", "methods --json", "attacks", "attacks --json", "datasets", "recipes"),
+        "recipes --json",
     ],
 )
 def test_help_and_lists_need_nothing_that_is_slow_to_import(words):
@@ -93,6 +96,11 @@ def test_stored_lists_are_what_the_registries_have():
     assert catalogue_lists.STORED.read_text(encoding="utf-8") == catalogue_lists.text(), (
         "run: python -m bivallate.reports.cards"
     )
+    assert catalogue_lists.PLANS.read_text(encoding="utf-8") == catalogue_lists.plans_text(), (
+        "run: python -m bivallate.reports.cards"
+    )
+    fast = stored_lists.recipe_plans()["fast"]
+    assert decode(from_portable(fast)) == recipe_for("fast", bv.methods.fast_bat(bv.Linf(8 / 255)), "cifar10")
     rows = stored_lists.methods()
     assert rows == catalogue_lists.method_rows(registry().values())
     assert {row["name"] for row in json.loads(catalogue_lists.text())["methods"]} <= {

@@ -155,7 +155,8 @@ def introduce(plan: Config, dataset: Dataset, tell: Callable[[str], object]) -> 
         tell(f"{dataset.name}: {note}")
     tell(f"{plan.method.name} on {dataset.name} ({size} images), {plan.model.name}, {plan.method.threat}")
     grows = f", eps grows over the first {plan.warm_up:.0%} of training" if plan.warm_up else ""
-    tell(f"{plan.epochs} epochs, batches of {plan.batch_size}, rate up to {plan.optimizer.lr:g}{grows}")
+    length = f"{plan.epochs} epoch{'s' * (plan.epochs > 1)}"
+    tell(f"{length}, batches of {plan.batch_size}, rate up to {plan.optimizer.lr:g}{grows}")
 
 
 def _refuse_code(name: str, file: Path, settings: tuple[str, ...]) -> None:

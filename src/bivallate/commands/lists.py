@@ -123,12 +123,15 @@ def recipes(
     json
         for programs.
     """
-    if (name, method, data, eps, json) == (None, None, "cifar10", None, False):
-        one_a_line(stored_lists.recipes(), "recipes", "NAME")
+    if (name, method, data, eps) == (None, None, "cifar10", None):
+        if json:
+            say_json(stored_lists.recipe_plans(), 1)
+        else:
+            one_a_line(stored_lists.recipes(), "recipes", "NAME")
         return
     from bivallate.lower.threat import threat
     from bivallate.methods.entries import create
-    from bivallate.reports.catalogue_lists import recipe_lines
+    from bivallate.reports.catalogue_lists import plain_plans, recipe_lines
     from bivallate.run.recipes.published import RECIPES, recipe_for
 
     if name is not None and name not in RECIPES:
@@ -137,7 +140,7 @@ def recipes(
     chosen = RECIPES if name is None else {name: RECIPES[name]}
     plans = {n: recipe_for(n, create(method or r.method, radius), data) for n, r in chosen.items()}
     if json:
-        say_json({n: portable(encode(plan)) for n, plan in plans.items()}, 1)
+        say_json(plain_plans(plans), 1)
     elif name is not None:
         say("\n".join(f"# {line}".rstrip() for line in RECIPES[name].about.splitlines()))
         say(to_toml(encode(plans[name])))

@@ -1,4 +1,4 @@
-"""Lists of methods, attacks and recipes, read from `reports/catalogue_lists.json` without torch."""
+"""Lists of methods, attacks and recipes, read from JSON files in `reports` without torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from bivallate.plugins import GROUP
 
-__all__ = ["attacks", "methods", "recipes"]
+__all__ = ["attacks", "methods", "recipe_plans", "recipes"]
 
 
 def methods() -> list[dict[str, Any]]:
@@ -38,6 +38,15 @@ def recipes() -> dict[str, str]:
     return _stored()["recipes"]
 
 
+def recipe_plans() -> dict[str, Any]:
+    """Name -> configuration as plain data of every recipe, for CIFAR-10 and the method of its paper."""
+    return _read("recipe_plans.json")
+
+
 @cache
 def _stored() -> dict[str, Any]:
-    return json.loads(files("bivallate.reports").joinpath("catalogue_lists.json").read_text(encoding="utf-8"))
+    return _read("catalogue_lists.json")
+
+
+def _read(name: str) -> dict[str, Any]:
+    return json.loads(files("bivallate.reports").joinpath(name).read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
-"""The lists of methods, attacks and recipes as plain data.
+"""The lists of methods, attacks and recipes as plain data, and the configurations that the recipes give.
 
-`catalogue_lists.json` beside this file holds them: the command line shows them without importing torch.
+`catalogue_lists.json` and `recipe_plans.json` beside this file hold them: the command line shows them without
+importing torch.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from bivallate.evaluation.named_attacks import attacks
 from bivallate.files import write_text
 from bivallate.lower.threat import Linf
 from bivallate.methods.entries import Entry, create, registry
-from bivallate.parts import portable
+from bivallate.parts import encode, portable
 from bivallate.run.config import Config
 from bivallate.run.recipes.published import RECIPES, recipe_for
 from bivallate.terminal import to_json
 
 STORED = Path(__file__).with_name("catalogue_lists.json")
+PLANS = Path(__file__).with_name("recipe_plans.json")
 
 
 def method_rows(entries: Iterable[Entry]) -> list[dict[str, Any]]:
@@ -40,9 +42,23 @@ def recipe_lines(plans: Mapping[str, Config]) -> dict[str, str]:
 def text() -> str:
     """What `catalogue_lists.json` has to hold."""
     own = [entry for entry in registry().values() if entry.make.__module__.startswith("bivallate.")]
-    plans = {n: recipe_for(n, create(r.method, Linf(8 / 255)), "cifar10") for n, r in RECIPES.items()}
-    found = {"methods": method_rows(own), "attacks": attacks(), "recipes": recipe_lines(plans)}
+    found = {"methods": method_rows(own), "attacks": attacks(), "recipes": recipe_lines(_plans())}
     return to_json(found, 1) + "\n"
+
+
+def plans_text() -> str:
+    """What `recipe_plans.json` has to hold: one recipe a line."""
+    lines = [f"{to_json(name)}: {to_json(plan)}" for name, plan in plain_plans(_plans()).items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def plain_plans(plans: Mapping[str, Config]) -> dict[str, Any]:
+    """Each recipe's configuration as plain data."""
+    return {name: portable(encode(plan)) for name, plan in plans.items()}
+
+
+def _plans() -> dict[str, Config]:
+    return {n: recipe_for(n, create(r.method, Linf(8 / 255)), "cifar10") for n, r in RECIPES.items()}
 
 
 def _shown(value: Any) -> Any:
@@ -52,5 +68,6 @@ def _shown(value: Any) -> Any:
 
 
 def write() -> None:
-    """Write `catalogue_lists.json`."""
+    """Write `catalogue_lists.json` and `recipe_plans.json`."""
     write_text(STORED, text())
+    write_text(PLANS, plans_text())

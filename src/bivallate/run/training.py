@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from bivallate import data
+from bivallate import collective, data
 from bivallate.data import Dataset
 from bivallate.errors import UserError, check_number, check_path, check_whole, python_arguments, unknown
 from bivallate.method import Method, check_method
@@ -116,13 +116,14 @@ def train(
     if recipe is None and "batch_size" not in settings:
         config = fitted(config, len(loaded.train))
     shown = TerminalProgress(method.name) if progress is True else (progress or Progress())
+    tell = shown.note if progress and collective.rank() == 0 else None
     if passes is not None:
         config, cost = affordable(config, passes, len(loaded.train), len(loaded.classes))
-        if progress:
-            shown.note(f"passes={passes:.12g} pays for {cost}")
+        if tell is not None:
+            tell(f"passes={passes:.12g} pays for {cost}")
     network: nn.Module
     if isinstance(model, str) or model is None:
-        config, network = begin_network(config, loaded, model, shown.note if progress else None)
+        config, network = begin_network(config, loaded, model, tell)
     else:
         network = model
     return begin_or_resume(
