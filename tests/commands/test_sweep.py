@@ -190,6 +190,8 @@ def test_train_takes_a_budget_in_place_of_epochs(here, capsys):
     told = capsys.readouterr()
     assert "epochs = 2\n" in told.out
     assert "--passes 9 pays for 2 epochs, at most 8 passes an example" in told.err
+    assert run(["train", "n-fgsm", "--model=linear", "--passes=4", "--dry-run"]) == 0
+    assert "\n1 epoch, batches of " in capsys.readouterr().err
     for more, found in ((["--epochs=2"], "--epochs"), (["--set=epochs=2"], "epochs=2")):
         assert run([*quick, *more]) == 2
         assert f"leave out {found}, or --passes" in capsys.readouterr().err
