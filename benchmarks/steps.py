@@ -22,7 +22,11 @@ from pathlib import Path
 
 HERE = Path(__file__).parents[1] / "src"
 METHODS = ("at", "fast-bat", "done-pgd")
-NETWORKS = {"tiny-cnn": ((1, 8, 8), 64, 1.0, 10), "preact-resnet18": ((3, 32, 32), 16, 0.25, 1)}
+NETWORKS = {
+    "tiny-cnn": ((1, 8, 8), 64, 1.0, 10),
+    "preact-resnet18": ((3, 32, 32), 16, 0.25, 1),
+    "resnet18": ((3, 32, 32), 16, 0.25, 1),
+}
 
 # glibc returns large blocks to the system when they are freed, and whether the next step has to map them
 # again varies from process to process: up to 20 ms of a step

@@ -199,10 +199,10 @@ def record(solver: StepwiseSolver, problem: LowerProblem, values: tuple[Tensor, 
     """Record the graph of an attack, after a run on a side stream, as CUDA requires."""
     own_inputs = tuple(value.detach().clone() for value in values)
     x, y, start, *clean = own_inputs
-    forward = Forward(problem.forward.model)  # with its own cast weights, which each launch casts anew
+    forward = Forward(problem.forward.model)  # with its own copies of weights, made anew by each launch
 
     def make() -> AttackSteps:
-        forward._cast = []
+        forward.forget_weights()
         own = LowerProblem(
             forward, Batch(x, y, y), problem.objective, problem.threat, problem.clock,
             clean_logits=clean[0] if clean else None,

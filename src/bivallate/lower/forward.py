@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.lower.compiled import network_for
+from bivallate.lower.folded_norm import FoldedNorm, foldable, folded
 from bivallate.lower.functional import Functional
 from bivallate.lower.input_guard import call_unharmed
 from bivallate.types import Passes
@@ -101,6 +102,9 @@ class Forward:
     A model with `autocast_dtype` runs in mixed precision, except in passes whose input gradient is used with
     its magnitude: rounding destroys small magnitudes, where the loss is flat.
 
+    In passes of attacks, which need an input gradient alone, BatchNorm in eval mode is folded into the
+    convolution before it.
+
     Attributes:
         model: the network, or any callable from (B, C, H, W) to (B, K); after `at` a `Functional`
             of it. `module` is the network itself.
@@ -111,6 +115,7 @@ class Forward:
         self.model = model
         self.passes = passes if passes is not None else Passes()
         self._cast: list[CastWeight] = []
+        self._folded: list[FoldedNorm] = []
 
     def __call__(self, x: Tensor, *, exact: bool = False) -> Tensor:
         """The network's logits, in float32 or better.
@@ -120,12 +125,12 @@ class Forward:
         self.passes.forward += len(x)
         dtype = None if exact else getattr(self.model, "autocast_dtype", None)
         network = network_for(self.model, x)
-        if dtype is None:
+        own = network is self.model  # not compiled
+        casts = self._cast_once(dtype) if own and dtype is not None else []
+        pairs = self._folded_once(dtype) if own else []
+        mixed = torch.autocast(x.device.type, dtype) if dtype is not None else nullcontext()
+        with mixed, cast_weights(casts), folded(pairs):
             logits = call_unharmed(network, x)
-        else:
-            casts = self._cast_once(dtype) if network is self.model else []
-            with torch.autocast(x.device.type, dtype), cast_weights(casts):
-                logits = call_unharmed(network, x)
         if logits.requires_grad:
             rows, passes = len(x), self.passes
 
@@ -143,6 +148,22 @@ class Forward:
         if not self._cast or any(cast.stale(dtype) for cast in self._cast):
             self._cast = [CastWeight.of(own, name, dtype) for own, name in castable(self.model)]
         return self._cast
+
+    def _folded_once(self, dtype: torch.dtype | None) -> list[FoldedNorm]:
+        """BatchNorms in eval mode folded into convolutions, if the pass is one of an attack: it has an input
+        gradient and no other. For networks that name their pairs (`Classifier`)."""
+        named: Any = getattr(self.model, "norm_pairs", None)
+        if named is None or not torch.is_grad_enabled():
+            return []
+        pairs: list[tuple[Any, Any]] = [pair for pair in named() if foldable(*pair)]
+        now = [(pair.conv, pair.norm) for pair in self._folded]
+        if pairs != now or any(pair.stale(dtype) for pair in self._folded):
+            self._folded = [FoldedNorm.of(conv, norm, dtype) for conv, norm in pairs]
+        return self._folded
+
+    def forget_weights(self) -> None:
+        """Make cast and folded weights anew at the next pass."""
+        self._cast, self._folded = [], []
 
     @property
     def network(self) -> Callable[[Tensor], Tensor]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bivallate.lower.input_guard import call_unharmed
 from bivallate.models.classifier import Classifier
-from bivallate.models.stem import FewChannels
+from bivallate.models.norm_pairs import pairs_in, traced
 
 __all__ = ["fold_batchnorm"]
 
@@ -52,22 +51,14 @@ def _images(model: nn.Module) -> Tensor | None:
     return torch.cat([torch.full_like(ramp[:1], 0.5), ramp]).to(like)
 
 
-class _Tracer(fx.Tracer):
-    """A tracer that treats `FewChannels` as a leaf, as torch's tracer treats torch's own layers."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, FewChannels) or super().is_leaf_module(m, module_qualified_name)
-
-
 def _folded(model: nn.Module) -> nn.Module | None:
     """A traced copy with every pair folded; None if the module cannot be traced or has no such pair."""
     target = model.network if isinstance(model, Classifier) else model
     try:
-        root = copy.deepcopy(target)
-        graph = fx.GraphModule(root, _Tracer().trace(root))
+        graph = traced(copy.deepcopy(target))
     except Exception:  # tracing runs the user's code on proxies, which may raise anything: copy it unfolded
         return None
-    pairs = _pairs(graph)
+    pairs = pairs_in(graph)
     if not pairs:
         return None
     for before, after in pairs:
@@ -84,29 +75,6 @@ def _folded(model: nn.Module) -> nn.Module | None:
     outer._modules = {**model._modules, "network": graph}
     outer.spec = None
     return outer
-
-
-def _pairs(graph: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
-    """Nodes (convolution, BN) that can be folded.
-
-    Each of the two modules is called once in the graph, and only the BN reads the convolution's output.
-    """
-    calls: dict[Any, int] = {}
-    for node in graph.graph.nodes:
-        if node.op == "call_module":
-            calls[node.target] = calls.get(node.target, 0) + 1
-    pairs = []
-    for node in graph.graph.nodes:
-        if node.op != "call_module" or not isinstance(graph.get_submodule(node.target), nn.BatchNorm2d):
-            continue
-        norm, before = graph.get_submodule(node.target), node.args[0] if node.args else None
-        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
-            continue
-        alone = calls[node.target] == calls[before.target] == 1
-        convolution = graph.get_submodule(str(before.target))
-        if alone and type(convolution) in (nn.Conv2d, FewChannels) and norm.running_mean is not None:
-            pairs.append((before, node))
-    return pairs
 
 
 def _same(plain: nn.Module, folded: nn.Module, x: Tensor) -> bool:

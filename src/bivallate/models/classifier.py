@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
+from bivallate.models.norm_pairs import pairs_of
 
 __all__ = ["Classifier", "Normalise", "normalisation"]
 
@@ -111,6 +112,10 @@ class Classifier(nn.Module):
                 f"got {tuple(x.shape)}: create the model with the shape of the data"
             )
         return self.network(self.normalise(x))
+
+    def norm_pairs(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+        """Convolutions, each with the BatchNorm that directly follows it: attacks fold them (`Forward`)."""
+        return pairs_of(self.network)
 
     def _takes(self, x: Tensor) -> bool:
         return x.shape[1] == self.shape[0] and tuple(x.shape[2:]) in self.other_sizes

@@ -1,0 +1,198 @@
+"""BatchNorm folded within passes of attacks: same logits and gradients, layers restored, nothing stale."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import bivallate as bv
+from bivallate.lower.folded_norm import FoldedNorm
+from bivallate.lower.forward import Forward
+from bivallate.lower.modes import evaluating, frozen
+from bivallate.models import Classifier, create
+from bivallate.models.norm_pairs import pairs_of
+
+WITH_NORM = {
+    "resnet18": 20, "preact-resnet18": 8, "wrn-16-8": 6, "small-cnn": 6, "resnet50": 53, "preact-resnet50": 33
+}  # fmt: skip
+
+
+def network(name: str = "resnet18", **options: object) -> Classifier:
+    """In float64, with running statistics and affine parameters of its own in every BatchNorm."""
+    model = create(name, num_classes=4, shape=(3, 16, 16), seed=0, **{"width": 0.125, **options}).double()  # pyright: ignore
+    draw = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_var, module.running_mean, module.weight, module.bias):
+                assert tensor is not None
+                tensor.data.copy_(0.5 + torch.rand(tensor.shape, generator=draw, dtype=tensor.dtype))
+    return model.eval()
+
+
+def images(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    x = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    return x, torch.tensor([0, 1, 3])
+
+
+def gradient(forward: Forward | nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    point = x.clone().requires_grad_()
+    logits = forward(point)
+    return logits.detach(), torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), point)[0]
+
+
+def folds(forward: Forward, x: Tensor) -> list[nn.BatchNorm2d]:
+    """The BatchNorms that a pass leaves out."""
+    forward(x.clone().requires_grad_())
+    return [pair.norm for pair in forward._folded]
+
+
+@pytest.mark.parametrize(("name", "pairs"), WITH_NORM.items())
+def test_logits_and_gradients_are_the_networks(name: str, pairs: int) -> None:
+    model, (x, y) = network(name), images()
+    before = [(m, dict(m._parameters), vars(m).get("forward")) for m in model.modules()]
+    with frozen(model):
+        forward = Forward(model)
+        assert len(folds(forward, x)) == pairs
+        for ours, own in zip(gradient(forward, x, y), gradient(model, x, y), strict=True):
+            torch.testing.assert_close(ours, own, rtol=1e-9, atol=1e-12)
+    for module, parameters, call in before:
+        assert vars(module).get("forward") is call
+        assert all(module._parameters[name] is parameter for name, parameter in parameters.items())
+
+
+def test_every_architecture_can_be_traced() -> None:
+    for name in bv.models.names():
+        shape = (3, 32, 32)
+        model = create(name, num_classes=4, shape=shape, seed=0)
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert bool(norms) == bool(model.norm_pairs()), name
+
+
+def test_it_is_for_attacks_alone() -> None:
+    """Not where theta learns, not in train mode, not for measurements, not at other parameters."""
+    model, (x, _) = network(), images()
+    forward = Forward(model)
+    assert not folds(forward, x)
+    with frozen(model):
+        assert folds(forward, x)
+        with torch.no_grad():
+            assert not forward._folded_once(None)
+        assert not folds(Forward(model.train()), x)
+        model.eval()
+        assert not folds(forward.at({}), x)
+        model.network.bn1.train()  # pyright: ignore
+        assert len(folds(forward, x)) == 19
+
+
+def test_layers_that_somebody_listens_to_are_left_alone() -> None:
+    model, (x, y) = network(), images()
+    seen: list[Tensor] = []
+    handle = model.network.conv1.register_forward_hook(lambda module, args, out: seen.append(out.detach()))  # pyright: ignore
+    with frozen(model):
+        assert len(folds(Forward(model), x)) == 19
+        gradient(model, x, y)
+        assert torch.equal(*seen)
+        handle.remove()
+        assert len(folds(Forward(model), x)) == 20
+
+
+def test_what_has_changed_is_folded_anew() -> None:
+    model, (x, y) = network(), images()
+    forward = Forward(model)
+    with frozen(model):
+        for change in ("weight", "running_mean", "running_var", "bias"):
+            gradient(forward, x, y)
+            with torch.no_grad():
+                getattr(model.network.bn1, change).mul_(1.5)  # pyright: ignore
+            torch.testing.assert_close(gradient(forward, x, y), gradient(model, x, y), rtol=1e-9, atol=1e-12)
+        made = forward._folded
+        gradient(forward, x, y)
+        assert forward._folded is made
+        forward.forget_weights()
+        gradient(forward, x, y)
+        assert forward._folded is not made
+
+
+def test_an_error_within_a_pass_restores_the_layers() -> None:
+    model, (x, _) = network(), images()
+    weight = model.network.conv1.weight  # pyright: ignore
+    with frozen(model):
+        forward = Forward(model)
+        with pytest.raises(RuntimeError):
+            forward(x.float().requires_grad_())
+    assert model.network.conv1.weight is weight  # pyright: ignore
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_mixed_precision_takes_the_folded_weights() -> None:
+    model = network().float()
+    (x, y), weight = images(torch.float32), model.network.conv1.weight  # pyright: ignore
+    model.autocast_dtype = torch.bfloat16  # pyright: ignore
+    with frozen(model):
+        forward = Forward(model)
+        logits, _ = gradient(forward, x, y)
+        assert {pair.weight.dtype for pair in forward._folded} == {torch.bfloat16}
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = model(x).float()
+        exact = model(x)
+        forward(x.clone().requires_grad_(), exact=True)
+        assert {pair.weight.dtype for pair in forward._folded} == {torch.float32}
+    assert (logits - exact).abs().max() < 2 * (expected - exact).abs().max() + 1e-3
+    assert model.network.conv1.weight is weight  # pyright: ignore
+
+
+def test_a_layer_of_the_users_own_is_not_traced() -> None:
+    class Counts(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x
+
+    layers = [nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2)]
+    assert len(pairs_of(nn.Sequential(*layers))) == 1
+    own = nn.Sequential(*layers, Counts())
+    assert pairs_of(own) == []
+    assert own[2].calls == 0
+
+
+def test_a_replaced_layer_is_noticed() -> None:
+    stack = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.ReLU())
+    assert pairs_of(stack) == [(stack[0], stack[1])]
+    stack[1] = nn.Identity()
+    assert pairs_of(stack) == []
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_the_folded_weights(bias: bool, affine: bool) -> None:
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(3, 5, 3, bias=bias).double(), nn.BatchNorm2d(5, affine=affine).double()
+    x = torch.rand(4, 3, 6, 6, dtype=torch.float64)
+    norm.train()(conv(x))
+    norm.eval()
+    pair = FoldedNorm.of(conv, norm, None)
+    torch.testing.assert_close(F.conv2d(x, pair.weight, pair.bias), norm(conv(x)))
+
+
+def test_a_step_in_eval_mode_folds_and_one_in_train_mode_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[nn.Module] = []
+    original = FoldedNorm.of
+    monkeypatch.setattr(
+        FoldedNorm,
+        "of",
+        staticmethod(lambda conv, norm, dtype: made.append(norm) or original(conv, norm, dtype)),
+    )
+    x, y = images(torch.float32)
+    for mode, count in (("eval", 20), ("train", 0)):
+        model = network().float().train()
+        made.clear()
+        method = bv.methods.at(bv.Linf(8 / 255), steps=3).but(attack_mode=mode)
+        bound = method.bind(bv.types.Facts(3, (3, 16, 16), 4))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        bv.train_step(model, optimizer, bound, bv.Batch(x, y, torch.arange(3)), bv.Clock(0, 1, 0, 1))
+        assert len(made) == count  # once a step, not once a pass
+    with evaluating(model):
+        assert not any("forward" in vars(module) for module in model.modules())
