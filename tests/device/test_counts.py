@@ -71,7 +71,7 @@ def casts() -> int:
 
 
 def test_weights_are_cast_once_a_minibatch(card) -> None:
-    assert 30 < card(casts) <= 90  # 311 when every pass casts its own
+    assert 30 < card(casts) <= 105  # 311 when every pass casts its own; 16 are of folded weights and biases
 
 
 MEMORY = {"empty", "empty_strided", "as_strided", "view", "detach", "alias", "t", "expand", "_unsafe_view"}
@@ -114,7 +114,8 @@ def plain_kernels(network: str, steps: int) -> int:
 
 
 # of a step's launches by hand: of one attack step, of the rest, of ten attack steps and the rest
-LEANEST = {"preact-resnet18": (0.98, 1.2, 1.001), "tiny-cnn": (0.89, 1.92, 1.01)}
+# folding BatchNorm saves launches in each attack step and costs some once
+LEANEST = {"preact-resnet18": (0.87, 1.29, 0.91), "tiny-cnn": (0.89, 1.92, 1.01)}
 
 
 @pytest.mark.parametrize("network", LEANEST)

@@ -7,7 +7,7 @@ makes many passes with the same parameters, and they take less time folded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FoldedNorm", "foldable", "folded"]
+__all__ = ["FoldedNorm", "fold", "foldable", "folded"]
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,6 @@ class FoldedNorm:
     weight: Tensor
     bias: Tensor
     read: list[tuple[Tensor | None, int]]
-
-    @staticmethod
-    @torch.no_grad()
-    def of(conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype | None) -> FoldedNorm:
-        """Fold a BatchNorm with running statistics; dtype: of the results, or None for the weight's own."""
-        read = [(tensor, 0 if tensor is None else tensor._version) for tensor in _tensors(conv, norm)]
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        scale = (norm.running_var + norm.eps).rsqrt()
-        scale = scale if norm.weight is None else scale * norm.weight
-        mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
-        bias = -mean * scale if norm.bias is None else torch.addcmul(norm.bias, mean, scale, value=-1)
-        weight = conv.weight * scale.view(-1, 1, 1, 1)
-        return FoldedNorm(conv, norm, weight.to(dtype), bias.to(dtype), read)
 
     def stale(self, dtype: torch.dtype | None) -> bool:
         """Whether one of the tensors has changed, or the results are needed in another type."""
@@ -68,6 +54,41 @@ class FoldedNorm:
         finally:
             place |= before
             del self.norm.forward
+
+
+@torch.no_grad()
+def fold(pairs: Sequence[tuple[nn.Conv2d, nn.BatchNorm2d]], dtype: torch.dtype | None) -> list[FoldedNorm]:
+    """Fold every BatchNorm, with running statistics, into its convolution.
+
+    All BatchNorms are computed together, which are a few launches on a device.
+
+    Args:
+        pairs: convolutions with the BatchNorm that follows.
+        dtype: of the results, or None for the type of the weights.
+    """
+    if not pairs:
+        return []
+    lists: Any = torch  # its _foreach operations (one kernel for many tensors) are not in the type stubs
+    convs, norms = zip(*pairs, strict=True)
+    scales: Any = lists._foreach_add([n.running_var for n in norms], [n.eps for n in norms])
+    lists._foreach_sqrt_(scales)
+    lists._foreach_reciprocal_(scales)
+    _where_given(lists._foreach_mul_, scales, [n.weight for n in norms])
+    biases: Any = lists._foreach_neg([n.running_mean for n in norms])
+    _where_given(lists._foreach_add_, biases, [c.bias for c in convs])
+    lists._foreach_mul_(biases, scales)
+    _where_given(lists._foreach_add_, biases, [n.bias for n in norms])
+    weights = [conv.weight * scale.view(-1, 1, 1, 1) for conv, scale in zip(convs, scales, strict=True)]
+    read = [[(t, 0 if t is None else t._version) for t in _tensors(*pair)] for pair in pairs]
+    cast = [[t.to(dtype) for t in tensors] for tensors in (weights, biases)] if dtype else [weights, biases]
+    return [FoldedNorm(*each) for each in zip(convs, norms, *cast, read, strict=True)]
+
+
+def _where_given(change: Callable[..., None], tensors: list[Tensor], others: Sequence[Tensor | None]) -> None:
+    """Change tensors in place by those of the others that are not None."""
+    both = [(tensor, other) for tensor, other in zip(tensors, others, strict=True) if other is not None]
+    if both:
+        change(*map(list, zip(*both, strict=True)))
 
 
 def _tensors(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor | None, ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.lower.compiled import network_for
-from bivallate.lower.folded_norm import FoldedNorm, foldable, folded
+from bivallate.lower.folded_norm import FoldedNorm, fold, foldable, folded
 from bivallate.lower.functional import Functional
 from bivallate.lower.input_guard import call_unharmed
 from bivallate.types import Passes
@@ -126,8 +126,8 @@ class Forward:
         dtype = None if exact else getattr(self.model, "autocast_dtype", None)
         network = network_for(self.model, x)
         own = network is self.model  # not compiled
-        casts = self._cast_once(dtype) if own and dtype is not None else []
         pairs = self._folded_once(dtype) if own else []
+        casts = self._cast_once(dtype) if own and dtype is not None else []
         mixed = torch.autocast(x.device.type, dtype) if dtype is not None else nullcontext()
         with mixed, cast_weights(casts), folded(pairs):
             logits = call_unharmed(network, x)
@@ -158,7 +158,7 @@ class Forward:
         pairs: list[tuple[Any, Any]] = [pair for pair in named() if foldable(*pair)]
         now = [(pair.conv, pair.norm) for pair in self._folded]
         if pairs != now or any(pair.stale(dtype) for pair in self._folded):
-            self._folded = [FoldedNorm.of(conv, norm, dtype) for conv, norm in pairs]
+            self._folded = fold(pairs, dtype)
         return self._folded
 
     def forget_weights(self) -> None:
