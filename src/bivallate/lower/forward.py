@@ -150,8 +150,8 @@ class Forward:
         return self._cast
 
     def _folded_once(self, dtype: torch.dtype | None) -> list[FoldedNorm]:
-        """BatchNorms in eval mode folded into convolutions, if the pass is one of an attack: it has an input
-        gradient and no other. For networks that name their pairs (`Classifier`)."""
+        """The folded pairs of a network that names them (`Classifier`).
+        They are none but in passes of attacks, which have an input gradient and no other."""
         named: Any = getattr(self.model, "norm_pairs", None)
         if named is None or not torch.is_grad_enabled():
             return []
