@@ -206,12 +206,14 @@ def test_square_patterns_are_the_published_ones():
 @pytest.mark.parametrize("threat", [bv.Linf(0.2), bv.L2(0.5), bv.L1(1.0)], ids=["linf", "l2", "l1"])
 def test_square_stays_inside_for_any_shape(shape, threat):
     size = math.prod(shape)
+    torch.manual_seed(25)  # one of a hundred in which (3, 7, 9) leaves the L1 ball by 1.6e-6
     x = torch.rand(5, *shape, generator=torch.Generator().manual_seed(0))
     model = nn.Sequential(nn.Flatten(), nn.Linear(size, 4))
     y = model(x).argmax(1)
     delta = Square(30).solve(problem_of(model, x, y, CrossEntropy(), threat)).delta
     assert delta.shape == x.shape
-    assert float(threat.size(delta).max()) <= threat.eps + 1e-6
+    # Square keeps images, each pixel of which is rounded; the judge shrinks what that leaves outside
+    assert float(threat.size(delta.double()).max()) <= threat.eps + 1e-6 + size * 2**-24
     assert float((x + delta).min()) >= 0
     assert float((x + delta).max()) <= 1
 
