@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from bivallate.lower.batchnorm_derivatives import FastSecondDerivatives
 from bivallate.lower.second_order import tangents, twice_differentiable
@@ -105,6 +106,22 @@ def test_elsewhere_it_is_torchs() -> None:
         assert not is_fast(layer.train()(half))
         with pytest.raises(ValueError, match="more than 1 value per channel"):
             layer(torch.randn(1, 3, 1, 1))
+
+
+def test_a_pass_that_is_made_again_outside_is_torchs() -> None:
+    """`torch.utils.checkpoint` makes a pass again in the backward one, and compares what it saves."""
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)).double()
+    found = []
+    for again in (True, False):
+        x = inputs((2, 3, 8, 8))[0]
+        with twice_differentiable():
+            made = checkpoint(block, x, use_reentrant=False) if again else block(x)
+        assert isinstance(made, Tensor)
+        (grad,) = torch.autograd.grad(made.pow(3).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(grad.square().sum(), list(block.parameters()), allow_unused=True))
+    for ours, usual in zip(*found, strict=True):
+        torch.testing.assert_close(ours, usual, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # by torch itself

@@ -15,6 +15,7 @@ from bivallate.evaluation.search import at_least_one
 from bivallate.evaluation.search_model import PRECISIONS, LowerPrecision, search_model
 from bivallate.evaluation.search_pool import SearchPool
 from bivallate.evaluation.state import State
+from bivallate.lower.folded_norm import listened
 from bivallate.lower.threat import ThreatModel
 
 __all__ = ["new_runner", "use_precision"]
@@ -66,10 +67,7 @@ def new_runner(
 
 def _shares_state(searcher: nn.Module) -> bool:
     """Whether copies of a model may share state: functions and hooks are not copied with it."""
-    return any(
-        isinstance(m, CallableModule) or m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
-        for m in searcher.modules()
-    )
+    return any(isinstance(m, CallableModule) or listened(m) for m in searcher.modules())
 
 
 def _searchers(searcher: nn.Module, copies: int) -> SearchPool:

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -33,7 +34,10 @@ Gradients = tuple[Tensor | None, ...]
 
 
 class FastSecondDerivatives(TorchFunctionMode):
-    """A context in which BatchNorm in train mode has the fast second derivative. Values do not change."""
+    """A context in which BatchNorm in train mode has the fast second derivative.
+
+    Values do not change; on CUDA, where torch itself may choose cuDNN's kernels, by no more than rounding.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -47,10 +51,23 @@ def _batch_norm(
 ) -> Tensor:  # fmt: skip
     """`torch.nn.functional.batch_norm`, by `_Normalise` where that applies."""
     wide = x.dtype in (torch.float32, torch.float64) and x.device.type in ("cpu", "cuda")
-    if training and wide and x.numel() > x.shape[1]:  # torch refuses one value per channel
+    # torch refuses one value per channel
+    if training and wide and x.numel() > x.shape[1] and not _saved_by_hooks():
         running = running_mean, running_var
         return _Normalise.apply(x, weight, bias, running, momentum, eps)  # pyright: ignore[reportReturnType]
     return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def _saved_by_hooks() -> bool:
+    """Whether hooks keep the tensors of a graph, as `torch.utils.checkpoint` has it.
+
+    Checkpointing repeats a pass later, outside of this context, and needs the same operations there.
+    """
+    try:
+        with disable_saved_tensors_hooks("asked"):  # raises if there are any
+            return False
+    except RuntimeError:
+        return True
 
 
 class _Normalise(torch.autograd.Function):

@@ -1,21 +1,23 @@
-"""BatchNorm in eval mode folded into the convolution before it, for the length of a pass.
+"""BatchNorm in eval mode folded into the convolution before it, in a copy of the network for one pass.
 
 A BatchNorm in eval mode is an affine map of each channel, s (x - mean) + bias, s = weight / sqrt(var + eps).
 After a convolution it is the same as s times the convolution's weight, and a bias. An attack in eval mode
 makes many passes with the same parameters, and they take less time folded.
+
+The network itself stays as it is: other threads may use it meanwhile, and a pass may be interrupted anywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
-__all__ = ["FoldedNorm", "fold", "foldable", "folded"]
+__all__ = ["FoldedNorm", "FoldedPass", "fold", "foldable", "listened"]
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,53 @@ class FoldedNorm:
         )
         return not same or self.weight.dtype != (dtype or self.conv.weight.dtype)
 
-    @contextmanager
-    def lent(self) -> Iterator[None]:
-        """Within, the convolution computes both layers and the BatchNorm nothing."""
-        place: dict[str, Any] = self.conv._parameters
-        before = {name: place[name] for name in ("weight", "bias")}
-        place |= {"weight": self.weight, "bias": self.bias}
-        self.norm.forward = _unchanged
-        try:
-            yield
-        finally:
-            place |= before
-            del self.norm.forward
+    def copies(self) -> dict[nn.Module, nn.Module]:
+        """The layers, each with the copy that stands for it: a convolution for both, and an identity."""
+        parameters = {**self.conv._parameters, "weight": self.weight, "bias": self.bias}
+        return {
+            self.conv: _copy(self.conv, _parameters=parameters),
+            self.norm: _copy(self.norm, forward=_unchanged),
+        }
+
+
+@dataclass(frozen=True)
+class FoldedPass:
+    """A network with its pairs folded, as a function of images.
+
+    Each call is made by copies of the two layers and of the modules that contain them, and everything else in
+    them is the network's own.
+    """
+
+    module: nn.Module
+    pairs: Sequence[FoldedNorm]
+
+    @property
+    def training(self) -> bool:
+        """The network's mode."""
+        return self.module.training
+
+    def __call__(self, x: Tensor) -> Tensor:
+        made: dict[nn.Module, nn.Module] = {}
+        for pair in self.pairs:
+            made |= pair.copies()
+        return _with(made, self.module)(x)
+
+
+def _with(made: dict[nn.Module, nn.Module], module: nn.Module) -> nn.Module:
+    """A module that has copies where they are made, and is copied itself if it contains one."""
+    if module not in made:
+        own = module._modules
+        children = {name: child and _with(made, child) for name, child in own.items()}
+        same = all(child is own[name] for name, child in children.items())
+        made[module] = module if same else _copy(module, _modules=children)
+    return made[module]
+
+
+def _copy(module: nn.Module, **changes: Any) -> nn.Module:
+    """A module of the same class with the same attributes, but for some."""
+    other = object.__new__(type(module))
+    vars(other).update(vars(module) | changes)
+    return other
 
 
 @torch.no_grad()
@@ -102,15 +139,12 @@ def _unchanged(input: Tensor) -> Tensor:
 def foldable(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
     """Whether a pair can be folded now: eval mode, nothing learns, and nobody listens between the two."""
     learns = any(t is not None and t.requires_grad for t in _tensors(conv, norm))
-    hooked = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (conv, norm))
     own = "forward" in vars(conv) or "forward" in vars(norm)
-    return not (norm.training or learns or hooked or own) and norm.running_mean is not None
+    heard = listened(conv) or listened(norm)
+    return not (norm.training or learns or own or heard) and norm.running_mean is not None
 
 
-@contextmanager
-def folded(pairs: Sequence[FoldedNorm]) -> Iterator[None]:
-    """Within, the pairs are folded."""
-    with ExitStack() as stack:
-        for pair in pairs:
-            stack.enter_context(pair.lent())
-        yield
+def listened(module: nn.Module) -> bool:
+    """Whether hooks read, or may change, what the module reads and returns, or its gradients."""
+    own = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(own) or bool(_has_any_global_hook())

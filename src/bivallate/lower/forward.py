@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.lower.compiled import network_for
-from bivallate.lower.folded_norm import FoldedNorm, fold, foldable, folded
+from bivallate.lower.folded_norm import FoldedNorm, FoldedPass, fold, foldable
 from bivallate.lower.functional import Functional
 from bivallate.lower.input_guard import call_unharmed
 from bivallate.types import Passes
@@ -129,8 +129,9 @@ class Forward:
         pairs = self._folded_once(dtype) if own else []
         casts = self._cast_once(dtype) if own and dtype is not None else []
         mixed = torch.autocast(x.device.type, dtype) if dtype is not None else nullcontext()
-        with mixed, cast_weights(casts), folded(pairs):
-            logits = call_unharmed(network, x)
+        made: Any = FoldedPass(self.module, pairs) if pairs else network
+        with mixed, cast_weights(casts):
+            logits = call_unharmed(made, x)
         if logits.requires_grad:
             rows, passes = len(x), self.passes
 
@@ -152,10 +153,10 @@ class Forward:
     def _folded_once(self, dtype: torch.dtype | None) -> list[FoldedNorm]:
         """The folded pairs of a network that names them (`Classifier`).
         They are none but in passes of attacks, which have an input gradient and no other."""
-        named: Any = getattr(self.model, "norm_pairs", None)
+        named: Any = getattr(type(self.model), "norm_pairs", None)  # a compiled network has its own class
         if named is None or not torch.is_grad_enabled():
             return []
-        pairs: list[tuple[Any, Any]] = [pair for pair in named() if foldable(*pair)]
+        pairs: list[tuple[Any, Any]] = [pair for pair in named(self.model) if foldable(*pair)]
         now = [(pair.conv, pair.norm) for pair in self._folded]
         if pairs != now or any(pair.stale(dtype) for pair in self._folded):
             self._folded = fold(pairs, dtype)

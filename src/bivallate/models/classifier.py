@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
+from bivallate.lower.folded_norm import listened
 from bivallate.models.norm_pairs import pairs_of
 
 __all__ = ["Classifier", "Normalise", "normalisation"]
@@ -114,8 +115,11 @@ class Classifier(nn.Module):
         return self.network(self.normalise(x))
 
     def norm_pairs(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-        """Convolutions, each with the BatchNorm that directly follows it: attacks fold them (`Forward`)."""
-        return pairs_of(self.network)
+        """Convolutions, each with the BatchNorm that directly follows it: attacks fold them (`Forward`).
+
+        None in a class of the user's own, and while hooks listen to the model: attacks fold in a copy of it.
+        """
+        return pairs_of(self.network) if type(self) is Classifier and not listened(self) else []
 
     def _takes(self, x: Tensor) -> bool:
         return x.shape[1] == self.shape[0] and tuple(x.shape[2:]) in self.other_sizes

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import fx, nn
 
+from bivallate.lower.folded_norm import listened
 from bivallate.models.stem import FewChannels
 
 __all__ = ["pairs_in", "pairs_of", "traced"]
@@ -14,6 +17,7 @@ __all__ = ["pairs_in", "pairs_of", "traced"]
 KNOWN = ("torch.nn.modules.", "bivallate.")
 Pair = tuple[nn.Conv2d, nn.BatchNorm2d]
 
+_one_tracer = threading.Lock()
 _found: WeakKeyDictionary[nn.Module, tuple[list[int], list[Pair]]] = WeakKeyDictionary()
 
 
@@ -21,8 +25,10 @@ def pairs_of(network: nn.Module) -> list[Pair]:
     """The pairs of a network, which is traced when it is first asked for and when its layers have changed.
 
     Empty for a network with layers that are neither torch's nor the package's: tracing runs their code, and
-    what they do may depend on the images.
+    what they do may depend on the images. Empty too while hooks listen to modules that contain others.
     """
+    if any(listened(module) for module in network.modules() if module._modules):
+        return []
     layers = [id(module) for module in network.modules()]
     known = _found.get(network)
     if known is None or known[0] != layers:
@@ -31,7 +37,26 @@ def pairs_of(network: nn.Module) -> list[Pair]:
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that treats `FewChannels` as a leaf, as torch's tracer treats torch's own layers."""
+    """A tracer that treats `FewChannels` as a leaf, as torch's tracer treats torch's own layers.
+
+    Tracing replaces methods of `nn.Module` for all threads meanwhile: calls of others go their usual way.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, FewChannels) or super().is_leaf_module(m, module_qualified_name)
@@ -39,7 +64,8 @@ class _Tracer(fx.Tracer):
 
 def traced(network: nn.Module) -> fx.GraphModule:
     """The network's graph, with the network's own layers. Raises whatever its code raises on proxies."""
-    return fx.GraphModule(network, _Tracer().trace(network))
+    with _one_tracer:  # of two at once, the second would leave the first one's methods in `nn.Module`
+        return fx.GraphModule(network, _Tracer().trace(network))
 
 
 def _search(network: nn.Module) -> list[Pair]:
