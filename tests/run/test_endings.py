@@ -79,7 +79,7 @@ def test_ctrl_c_while_libraries_are_imported_is_one_line(how, tmp_path):
     source = str(Path(bv.__file__).parents[1])
     command = ["-m", "bivallate"] if how == "module" else [str(tmp_path / "bivallate")]
     process = subprocess.Popen(
-        [sys.executable, *command, "recipes", "--json"],
+        [sys.executable, *command, "train", "at", "--dry-run"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), source])},
         cwd="/",
         stdout=subprocess.PIPE,
