@@ -132,3 +132,13 @@ def test_tangents_go_through_batchnorm() -> None:
     with tangents(model, x):
         made = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
         assert torch.autograd.forward_ad.unpack_dual(model(made)).tangent is not None
+
+
+def test_arguments_may_be_handed_over_by_torchs_names() -> None:
+    x, weight, bias = inputs((5, 3, 4, 2))
+    with FastSecondDerivatives():
+        made = F.batch_norm(
+            input=x, running_mean=None, running_var=None, weight=weight, bias=bias, training=True, eps=1e-3
+        )
+    assert is_fast(made)
+    assert torch.equal(made, plain(x, weight, bias))

@@ -46,10 +46,11 @@ class FastSecondDerivatives(TorchFunctionMode):
 
 
 def _batch_norm(
-    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
     bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     """`torch.nn.functional.batch_norm`, by `_Normalise` where that applies."""
+    x = input  # under torch's name, by which it may be handed over
     wide = x.dtype in (torch.float32, torch.float64) and x.device.type in ("cpu", "cuda")
     # torch refuses one value per channel
     if training and wide and x.numel() > x.shape[1] and not _saved_by_hooks():

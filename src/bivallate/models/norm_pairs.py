@@ -27,9 +27,10 @@ def pairs_of(network: nn.Module) -> list[Pair]:
     Empty for a network with layers that are neither torch's nor the package's: tracing runs their code, and
     what they do may depend on the images. Empty too while hooks listen to modules that contain others.
     """
-    if any(listened(module) for module in network.modules() if module._modules):
+    modules = list(network.modules())  # asked before every pass of an attack
+    if any(listened(module) for module in modules if module._modules):
         return []
-    layers = [id(module) for module in network.modules()]
+    layers = [id(module) for module in modules]
     known = _found.get(network)
     if known is None or known[0] != layers:
         known = _found[network] = layers, _search(network)
