@@ -30,6 +30,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks.filling import filled
@@ -63,21 +65,18 @@ ORDER = (  # table, rows (empty: all), group, seeds (empty: those asked for)
 DONES = ("DONE-GD", "DONE-ADAM", "DONE-PGD", "DONE-ADAM, r >= 1")
 NARROW = (
     ("T-D1", DONES, "balanced", (0,)),
-    ("T-F1", ("FAST-BAT", "FAST-AT-GA"), "CIFAR-10 @8", (0,)),
-    ("T-F1", ("FAST-BAT",), "CIFAR-10 @16", (0, 1)),
-    ("T-D1", ("AT", "MAIL", "GAIRAT", "FAT"), "balanced", (0,)),
-    ("T-F1", ("FAST-AT", "PGD-2-AT", "N-FGSM"), "CIFAR-10 @8", (0,)),
-    ("T-F1", ("FAST-AT",), "CIFAR-10 @16", (0, 1)),
     ("T-Y2", (), "CIFAR-10", (0,)),
-    ("T-B1", ("BiLAW", "BiLAW-TRADES"), "MNIST tiny-CNN linf", (0, 1, 2)),
-    ("T-Y1", ("Dynamic", "Standard", "Curriculum", "Unsecured"), "MNIST", (0,)),
+    ("T-D1", ("AT", "MAIL", "GAIRAT", "FAT"), "balanced", (0,)),
+    ("T-F1", FAST, "CIFAR-10 @8", (0, 1, 2)),
+    ("T-F1", ("FAST-BAT", "FAST-AT"), "CIFAR-10 @16", (0, 1)),
+    ("T-S1", (), "CIFAR-10 @8", (0,)),
+    ("T-C1", (), "balanced", (0,)),
+    ("T-S1", (), "CIFAR-10 @16", (0,)),
     ("T-B2", BILAW[::-1], "small-CNN .031", (0,)),
     ("T-D1", (*DONES, "AT", "MAIL", "GAIRAT"), "imbalanced 0.2", (0,)),
+    ("T-B1", ("BiLAW", "BiLAW-TRADES"), "MNIST tiny-CNN linf", (0, 1, 2)),
+    ("T-Y1", ("Dynamic", "Standard", "Curriculum", "Unsecured"), "MNIST", (0,)),
     ("T-B1", EQUAL, "MNIST tiny-CNN linf", (0,)),
-    ("T-S1", (), "CIFAR-10 @8", (0,)),
-    ("T-S1", (), "CIFAR-10 @16", (0,)),
-    ("T-C1", (), "balanced", (0,)),
-    ("T-F1", FAST, "CIFAR-10 @8", (1, 2)),
 )
 SIZES = (1, 4, 8, 12, 16)  # of narrow networks at once
 
@@ -93,6 +92,8 @@ def plan(chosen: argparse.Namespace) -> list[Job]:
         found = jobs_of(find(name), chosen.scale, seeds=(seed,), only=rows, **where)
         jobs += [job for job in found if job.cell.group == group]
     of = plain if chosen.float32 else quick
+    if chosen.graphs:
+        of = partial(recorded, of)
     for k, job in enumerate(jobs):
         sources = {name: of(cell) for name, cell in job.sources.items()}
         jobs[k] = dataclasses.replace(job, cell=of(job.cell), sources=sources)
@@ -102,6 +103,12 @@ def plan(chosen: argparse.Namespace) -> list[Job]:
 def plain(cell: Cell) -> Cell:
     """The cell in float32 and the usual memory layout."""
     return cell.but(settings={**cell.settings, "precision": "float32", "channels_last": False})
+
+
+def recorded(of: Callable[[Cell], Cell], cell: Cell) -> Cell:
+    """The cell as `of` makes it, with the attacks of its training as CUDA graphs."""
+    made = of(cell)
+    return made.but(settings={**made.settings, "graphs": True})
 
 
 def unrecorded(jobs: list[Job], known: Path) -> list[Job]:
@@ -187,6 +194,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=0, help="only the first so many cells")
     parser.add_argument("--jobs", type=int, default=0, help="cells at once; 0: as many as fill the device")
     parser.add_argument("--float32", action="store_true", help="no bfloat16")
+    parser.add_argument("--graphs", action="store_true", help="attacks of trainings as CUDA graphs")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=4, help="of the processor, for loading")
     parser.add_argument("--out", type=Path, default=Path("results"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -75,7 +76,9 @@ def test_the_papers_cells_come_first_and_speed_defines_nothing(tmp_path) -> None
     assert formats["FAST-BAT"] == formats["DONE-ADAM"] == "tf32"
     plain = campaign_gpu.plan(campaign_gpu.arguments(["--float32", "--out", str(tmp_path)]))
     assert {configure(j.cell, 0).precision for j in plain} == {"float32"}
-    for fast, exact in zip(jobs, plain, strict=False):
+    graphs = campaign_gpu.plan(campaign_gpu.arguments(["--graphs", "--out", str(tmp_path)]))
+    assert all(configure(cell, 0).graphs for j in graphs for cell in (j.cell, *j.sources.values()))
+    for fast, exact in itertools.chain(zip(jobs, plain, strict=False), zip(graphs, plain, strict=True)):
         assert without_machine(configure(fast.cell, 0)) == without_machine(configure(exact.cell, 0))
         assert configure(fast.cell, 0).model.name == "preact-resnet18" or fast.table != "T-F1"
 

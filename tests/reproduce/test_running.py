@@ -18,7 +18,7 @@ from bivallate.cli import run as command
 from bivallate.errors import UserError
 from bivallate.evaluation import Score, attack_and_score
 from bivallate.lower.threat import Linf
-from bivallate.reproduce import running
+from bivallate.reproduce import measuring, running
 from bivallate.reproduce.campaign import path_of, pending, run_campaign
 from bivallate.reproduce.cell import Cell, Measure, configure
 from bivallate.reproduce.paper_figures import draw
@@ -123,6 +123,18 @@ def test_a_column_may_be_of_the_last_weights_where_the_best_are_reported(job: Jo
             == attack_and_score(model, data, Linf(0.05), "pgd-3").robust_accuracy
         )
     assert entry["columns"]["PGD"]["value"] != entry["columns"][last.column]["value"]
+
+
+def test_weights_of_the_best_epoch_that_are_the_last_are_evaluated_once(job: Job, monkeypatch) -> None:
+    last, best = Measure("PGD", attack="pgd-3"), Measure("PGD, best", attack="pgd-3", weights="best")
+    cell = job.cell.but(measures=(last, best), weights="last", epochs=1)
+    asked = list[Any]()
+    evaluate = measuring.attack_and_score
+    monkeypatch.setattr(measuring, "attack_and_score", lambda *a, **k: asked.append(a) or evaluate(*a, **k))
+    entry = json.loads(run_job(dataclasses.replace(job, cell=cell)).read_text())
+    assert len(asked) == 1
+    assert entry["scores"]["pgd-3"] == entry["scores"]["pgd-3-of-best"]
+    assert entry["columns"]["PGD"]["value"] == entry["columns"]["PGD, best"]["value"]
 
 
 def test_a_damaged_record_and_another_source_are_made_anew(job: Job) -> None:

@@ -5,6 +5,7 @@ Columns share evaluations. Each evaluation is saved, so that an interrupted job 
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,6 +59,9 @@ def measured(
 ) -> dict[str, dict[str, Any]]:
     """All evaluations of a cell by key, as JSON; those that are already in the folder are not repeated.
 
+    Weights that equal the cell's own, as those of the best epoch do if it is the last one, are not evaluated
+    again.
+
     Args:
         models: the trained network by the name of its weights, such as "best".
         cell: the cell.
@@ -67,11 +71,17 @@ def measured(
     """
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[str, Any]] = {}
+    prints = {name: model_fingerprint(model) for name, model in models.items()}
+    alike = {name for name, of in prints.items() if of == prints[cell.weights]}
     for measure in cell.measures:
         if measure.what == "seconds" or measure.key in found:
             continue
         of = f"-{model_fingerprint(sources[measure.source])[:8]}" if measure.source is not None else ""
         kept = folder / f"{cell.weights}-{measure.key}{of}.json"
+        own = dataclasses.replace(measure, weights="").key
+        if not kept.exists() and own in found and measure.weights in alike:
+            write_json(kept, found[own], indent=None)
+            _partial(kept).unlink(missing_ok=True)
         if not kept.exists():
             model = models[measure.weights or cell.weights]
             write_json(kept, _evaluation(model, measure, cell, dataset, kept, sources), indent=None)
