@@ -119,6 +119,8 @@ def _kernel(
     wanted: tuple[bool, bool, bool] = (True, True, True),
 ) -> Any:  # fmt: skip
     """w P(g), and the sums of g x^ and of g over each channel; in one pass through g and x."""
+    if weight is None and wanted[1]:  # on CUDA the kernel of channels last gives no such sum without a weight
+        weight = torch.ones_like(mean)
     return KERNELS.native_batch_norm_backward(g, x, weight, None, None, mean, scale, True, eps, wanted)
 
 
