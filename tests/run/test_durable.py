@@ -78,16 +78,25 @@ def test_a_configuration_of_a_version_with_fewer_settings_is_not_torn(half, whol
     same(whole, run)
 
 
-def test_a_run_goes_on_in_float32_where_its_precision_is_not_to_be_had(half, whole, tmp_path):
+@pytest.mark.parametrize(
+    ("path", "wanted", "usual", "words"),
+    [
+        ("precision", "tf32", "float32", "tf32 is not available on this cpu: the run continues"),
+        ("graphs", True, False, "graphs need CUDA: on this cpu the run continues step by step"),
+    ],
+)
+def test_a_run_goes_on_where_a_setting_of_its_device_is_not_to_be_had(
+    half, whole, tmp_path, path, wanted, usual, words
+):
     """And keeps its own in its configuration, for a device that has it."""
     run = copy(half, tmp_path / "run")
-    config = Config.read(run / "config.toml").set("precision", "tf32")
+    config = Config.read(run / "config.toml").set(path, wanted)
     config.write(run / "config.toml")
     for _ in range(2):
-        with pytest.warns(UserWarning, match="tf32 is not available on this cpu: the run continues"):
+        with pytest.warns(UserWarning, match=words):
             resume(run)
         assert Config.read(run / "config.toml") == config
-    config.set("precision", "float32").write(run / "config.toml")
+    config.set(path, usual).write(run / "config.toml")
     same(whole, run)
 
 

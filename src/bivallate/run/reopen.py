@@ -25,6 +25,7 @@ from bivallate.untrusted_files import check_regular
 FREE = (
     "device",
     "threads",
+    "graphs",
     "data.data_dir",
     "data.name",
     "data.workers",

@@ -63,8 +63,8 @@ def resume(
         data, data_dir: where the data, or the folder of named data sets, are now, if they have moved.
         device, threads: where to compute, if not as before. On another device, or with another number of
             threads, the weights agree with those of an uninterrupted run to rounding only. On a device
-            without the run's precision it continues in float32, and a note says so. The configuration file
-            keeps its own values of these four arguments.
+            without the run's precision it continues in float32, and on one that is not CUDA without graphs,
+            and a note says so. The configuration file keeps its own values of these four arguments.
         max_minutes: as in `train`.
         log: as in `train`; a run does not remember its loggers.
 
@@ -116,8 +116,14 @@ def resume(
 
 
 def computable(config: Config, tell: Tell = lambda words: None) -> Config:
-    """The configuration, in float32 if the device lacks its precision; then `tell` receives a note."""
+    """The configuration, in float32 if the device lacks its precision, and without CUDA graphs elsewhere.
+
+    Then `tell` receives a note.
+    """
     device = pick_device(config.device)
+    if config.graphs and device.type != "cuda":
+        tell(f"graphs need CUDA: on this {device.type} the run continues step by step")
+        config = config.set("graphs", False)
     here = within(config.precision, device)
     if here != config.precision:
         tell(f"{config.precision} is not available on this {device.type}: the run continues in {here}")
