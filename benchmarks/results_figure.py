@@ -60,6 +60,30 @@ SHOWN = (
         picture="cifar10",
     ),
     Shown(
+        "T-D1",
+        {"CIFAR-10, balanced": "balanced"},
+        {
+            "SA": "clean",
+            "RA-PGD": "PGD-20",
+            "Tail-30": "PGD-20, weakest 30 %",
+            "RA-AA": "AutoAttack",
+            "RA-AA, best": "best epoch's AutoAttack",
+        },
+        best="RA-AA",
+        eps="",
+        pages=(PAPERS,),
+        picture="reweighted",
+    ),
+    Shown(
+        "T-Y2",
+        {"CIFAR-10, from another network": "CIFAR-10"},
+        {"FGSM": "FGSM", "PGD-10": "PGD-10", "PGD-20": "PGD-20", "C&W": "C&W", "AA": "AutoAttack, white-box"},
+        best="PGD-20",
+        eps="",
+        pages=(PAPERS,),
+        picture="black-box",
+    ),
+    Shown(
         "T-B1",
         {"MNIST": "MNIST tiny-CNN linf", "Fashion-MNIST": "F-MNIST tiny-CNN linf"},
         {"Clean": "clean", "PGD": "PGD-20", "AA": "AutoAttack", "AA Tail-30": "AutoAttack, weakest 30 %"},
@@ -115,7 +139,7 @@ def _table(shown: Shown, label: str, found: list[dict[str, Any]]) -> list[str]:
         for column in shown.columns:
             entry = row["ours"][column]
             low, high = (100 * bound for bound in entry["interval_95"])
-            interval = f" [{low:.1f}, {high:.1f}]" if column.startswith("AA") else ""
+            interval = f" [{low:.1f}, {high:.1f}]" if column == shown.best or column.startswith("AA") else ""
             cells.append(f"{100 * entry['value']:.1f}%{interval}")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -125,14 +149,16 @@ def _drawn(shown: Shown, found: dict[str, list[dict[str, Any]]]) -> Figure:
     """A panel a group, its methods by their best column; plain training lies far to the left and is left
     out."""
     most = max(len(entries) for entries in found.values())
-    fig, panels = figure(len(found), height=0.36 * most + 0.9, width=2.0)
+    fig, made = figure(len(found), height=0.36 * most + 0.9, width=2.0 if len(found) > 1 else 1.4)
+    panels = made if len(found) > 1 else [made]
     for axes, (label, entries) in zip(panels, found.items(), strict=True):
         attacked = [row for row in reversed(entries) if row["row"] != "plain"]
         for k, (column, name) in enumerate(shown.columns.items()):
             cells = [row["ours"][column] for row in attacked]
             values = [100 * cell["value"] for cell in cells]
             low, high = ([100 * cell["interval_95"][side] for cell in cells] for side in (0, 1))
-            heights = [place + 0.27 - 0.18 * k for place in range(len(attacked))]
+            above = 0.3 - 0.6 * k / (len(shown.columns) - 1)
+            heights = [place + above for place in range(len(attacked))]
             axes.hlines(heights, low, high, color=COLOURS[k], linewidth=1, alpha=0.6)
             axes.plot(values, heights, MARKERS[k], color=COLOURS[k], label=name, linestyle="none")
         axes.set_yticks(range(len(attacked)), [row["row"] for row in attacked])

@@ -32,6 +32,19 @@ def test_a_claim_is_confirmed_refuted_or_open(a: int, b: int, status: str) -> No
     assert verdict.p == pytest.approx(binomtest(max(a - b, 0), abs(a - b), 0.5).pvalue)
 
 
+def test_transferred_examples_are_paired_by_the_images_that_they_are_made_of() -> None:
+    """Two GPU runs of one attack on one network differ by rounding, and so do their images' fingerprints."""
+    records = [by_hand(row, verdicts(good), data=row) for row, good in (("A", 60), ("B", 40))]
+    assert judge_claim(TABLE, PGD, "g", records).how == "intervals on different points"
+    for record in records:
+        record.entry["columns"]["PGD"]["score"] = "pgd-20-from-standard"
+        record.entry["scores"]["pgd-20-from-standard"] = record.entry["scores"].pop("pgd-20")
+        record.entry["data"] = {"fingerprint": "of the test images"}
+    assert judge_claim(TABLE, PGD, "g", records).how == "exact paired test on 100 points"
+    records[0].entry["data"] = {"fingerprint": "of others"}
+    assert judge_claim(TABLE, PGD, "g", records).how == "intervals on different points"
+
+
 def test_a_lower_value_may_be_the_better_one() -> None:
     records = [by_hand("A", verdicts(40)), by_hand("B", verdicts(60))]
     assert judge_claim(TABLE, Claim("A", "B", "PGD", lower=True), "g", records).status == "confirmed"

@@ -12,7 +12,9 @@ from bivallate.methods.entries import create
 from bivallate.run.config import Config
 from bivallate.run.recipes.published import recipe_for
 
-__all__ = ["Cell", "Measure", "What", "configure"]
+__all__ = ["TRANSFERRED", "Cell", "Measure", "What", "configure"]
+
+TRANSFERRED = "-from-"  # in the name of an evaluation on another network's examples, before that network
 
 What = Literal["clean", "robust", "tail", "worst", "gap", "fosc", "fosc-ball", "seconds"]
 
@@ -47,7 +49,7 @@ class Measure:
         """Name of the evaluation that the column is read from; several columns may share one."""
         where = f"@{self.eps.replace('/', 'of')}" if self.eps else ""
         size = f"-n{self.n}" if self.n else ""
-        origin = f"-from-{slug(self.source)}" if self.source else ""
+        origin = f"{TRANSFERRED}{slug(self.source)}" if self.source else ""
         of = f"-of-{self.weights}" if self.weights else ""
         kind = f"{self.what}-" if self.what.startswith("fosc") else ""
         return f"{kind}{self.attack}{where}{size}{origin}{of}"

@@ -13,7 +13,7 @@ import numpy as np
 from bivallate.errors import UserError
 from bivallate.evaluation.evaluation_file import Packed, unpacked, within
 from bivallate.evaluation.statistics import bootstrap_tail
-from bivallate.reproduce.cell import What, slug
+from bivallate.reproduce.cell import TRANSFERRED, What, slug
 from bivallate.reproduce.measuring import seconds_an_epoch
 from bivallate.reproduce.running import SCHEMA
 from bivallate.schema import MEGABYTE, Amount, Whole, check_fits, read_json
@@ -33,7 +33,7 @@ class RecordedPoints:
         value: (n,) the numbers.
         y: (n,) labels; empty if none were kept.
         index: (n,) rows of the test set.
-        data: fingerprint of the points.
+        data: fingerprint of the points; of transferred examples, that of the data that they are made of.
     """
 
     value: np.ndarray
@@ -104,6 +104,12 @@ class RecordedConfig(TypedDict):
     data: NotRequired[RecordedData]
 
 
+class DataUsed(TypedDict):
+    """The entries of the data that are read."""
+
+    fingerprint: NotRequired[str]
+
+
 class RecordFile(TypedDict):
     """The entries of a record that are read."""
 
@@ -115,6 +121,7 @@ class RecordFile(TypedDict):
     scores: dict[str, KeptPoints]
     training: NotRequired[RecordedTraining]
     config: NotRequired[RecordedConfig]
+    data: NotRequired[DataUsed]
     machine: NotRequired[dict[str, str | int | float | None]]
     commit: NotRequired[dict[str, str | bool | None]]
 
@@ -236,13 +243,15 @@ class Record:
             raise UserError(f"{column} lacks the points' {', '.join(absent)}")
         kept = {name: unpacked(score["points"][name], f"{column}.{name}") for name in wanted}
         within(len(kept["index"]), **kept)
-        index = kept["index"].numpy()
+        index, images = kept["index"].numpy(), score["data_fingerprint"]
+        if TRANSFERRED in entry["score"]:  # examples made twice on a GPU differ by rounding, and so do prints
+            images = f"made of {self.entry.get('data', {}).get('fingerprint', images)}"
         if entry["what"].startswith("fosc"):
-            return RecordedPoints(kept["fosc"].numpy(), np.zeros(0), index, score["data_fingerprint"])
+            return RecordedPoints(kept["fosc"].numpy(), np.zeros(0), index, images)
         stage, y = kept["stage"].numpy(), kept["y"].numpy()
         robust, clean = stage == -1, stage != 0
         value = {"clean": clean, "gap": clean & ~robust}.get(entry["what"], robust)
-        return RecordedPoints(value.astype(np.int64), y, index, score["data_fingerprint"])
+        return RecordedPoints(value.astype(np.int64), y, index, images)
 
 
 def read_records(out: Path, table: str, scale: str) -> list[Record]:
