@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.contest_page import shown
 from benchmarks.contest_trials import SETTINGS
 from bivallate.evaluation.statistics import wilson
-from bivallate.reproduce.cell import slug
+from bivallate.reproduce.cell import TRANSFERRED, slug
 from bivallate.reproduce.definition import is_of_cell
 from bivallate.reproduce.paper_table import Scale
 from bivallate.reproduce.papers.catalogue import tables
@@ -83,25 +83,33 @@ def _of_table(table: str, record: Any) -> Iterator[Row]:
     entry = record.entry
     config = entry["config"]
     keys = {column["score"] for column in entry["columns"].values() if column["what"] == "robust"}
+    name = config["method"]["name"]
+    clean = [
+        score["clean_accuracy"]
+        for key, score in entry["scores"].items()
+        if TRANSFERRED not in key and "clean_accuracy" in score
+    ]
     for key in sorted(keys):
         score = entry["scores"][key]
+        attack, _, other = key.partition(TRANSFERRED)
+        of = next((name for name in ("best", "last") if key.endswith(f"-of-{name}")), entry["weights"])
         yield Row(
             table,
             "results",
-            config["method"]["name"],
+            name if slug(record.row) == slug(name) else f"{name} ({record.row})",
             config["data"]["name"],
             entry["data"]["train"],
             config["model"]["name"],
             _threat(score["threat"]),
-            score["attack"],
+            f"{attack} of another network" if other else score["attack"],
             "test",
             score["n"],
-            score["clean_accuracy"],
+            clean[0] if other and clean else score["clean_accuracy"],
             score["robust_accuracy"],
             *score["interval_95"],
             record.passes,
             record.seed,
-            entry["weights"],
+            of,
             _commit(entry["commit"]),
             score["worst_class"][1],
         )

@@ -32,7 +32,10 @@ def page() -> tuple[str, ElementTree.Element]:
 def test_every_record_is_shown() -> None:
     files = Counter(path.parts[len(RESULTS.parts)] for path in RESULTS.rglob("*.json"))
     rows, left = every(RESULTS)
-    shown = {(r.origin, r.method, r.data, r.threat, r.images, r.seed, r.weights) for r in rows}
+    shown = {
+        (r.origin, r.method, r.data, r.threat, r.images, r.seed, r.weights * (r.origin[:2] != "T-"))
+        for r in rows
+    }  # a record of a table may have two weights of one training
     found = Counter(origin for origin, *_ in shown)
     tables = sum(n for name, n in files.items() if name.startswith("T-"))
     assert sum(n for name, n in found.items() if name.startswith("T-")) + left == tables
