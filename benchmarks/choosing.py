@@ -44,13 +44,18 @@ class Setting:
 
 
 def settings(rows: Iterable[Row]) -> dict[Setting, dict[str, list[Row]]]:
-    """Setting -> attacked method of the catalogue -> a row a seed; weights that held-out images chose."""
+    """Setting -> attacked method of the catalogue -> a row a seed; weights that held-out images chose.
+
+    A variant of a method stands for it where the method itself was not run.
+    """
     known = registry()
     found: dict[Setting, dict[str, list[Row]]] = {}
-    for r in rows:
+    for r in sorted(rows, key=lambda r: bool(r.variant)):
         if r.method in known and r.method != "plain" and r.weights != "last":
             key = Setting(r.origin, r.data, r.images, r.threat, r.network, r.attack, r.judged, r.page)
-            found.setdefault(key, {}).setdefault(r.method, []).append(r)
+            of = found.setdefault(key, {}).setdefault(r.method, [])
+            if not of or of[0].variant == r.variant:
+                of.append(r)
     return {setting: methods for setting, methods in found.items() if len(methods) >= FEWEST}
 
 

@@ -39,6 +39,7 @@ class Row:
         passes: forward and backward passes of the whole training, for each image.
         weights: which weights of the run. commit: of the code, with a + if files had been changed.
         worst: lowest robust accuracy of a class; None if the record does not have it.
+        variant: name of the row in its table, where it is not the method's.
     """
 
     origin: str
@@ -60,6 +61,12 @@ class Row:
     weights: str
     commit: str
     worst: float | None = None
+    variant: str = ""
+
+    @property
+    def label(self) -> str:
+        """The method, and the variant of it."""
+        return f"{self.method} ({self.variant})" if self.variant else self.method
 
 
 def every(results: Path) -> tuple[list[Row], int]:
@@ -92,11 +99,12 @@ def _of_table(table: str, record: Any) -> Iterator[Row]:
     for key in sorted(keys):
         score = entry["scores"][key]
         attack, _, other = key.partition(TRANSFERRED)
+        low, high = score["interval_95"]
         of = next((name for name in ("best", "last") if key.endswith(f"-of-{name}")), entry["weights"])
         yield Row(
             table,
             "results",
-            name if slug(record.row) == slug(name) else f"{name} ({record.row})",
+            name,
             config["data"]["name"],
             entry["data"]["train"],
             config["model"]["name"],
@@ -106,12 +114,14 @@ def _of_table(table: str, record: Any) -> Iterator[Row]:
             score["n"],
             clean[0] if other and clean else score["clean_accuracy"],
             score["robust_accuracy"],
-            *score["interval_95"],
+            low,
+            high,
             record.passes,
             record.seed,
             of,
             _commit(entry["commit"]),
             score["worst_class"][1],
+            "" if slug(record.row) == slug(name) else record.row,
         )
 
 

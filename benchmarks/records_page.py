@@ -81,7 +81,7 @@ def table(rows: Sequence[Row]) -> str:
 def _cells(row: Row) -> list[str]:
     images = f"{row.images:,}" if row.images else "all"
     return [
-        *(f"<td>{escape(word)}</td>" for word in (row.method, row.data, row.threat, row.attack)),
+        *(f"<td>{escape(word)}</td>" for word in (row.label, row.data, row.threat, row.attack)),
         *(_number(f"{100 * value:.1f}", value) for value in (row.clean, row.robust)),
         _number(f"{100 * row.low:.1f} to {100 * row.high:.1f}", row.low),
         _number(f"{row.passes:,.0f}", row.passes),
@@ -104,12 +104,21 @@ def _plotted(row: Row) -> bool:
     return row.attack == "autoattack" and row.judged == "test" and row.method != "plain"
 
 
+def _chosen(row: Row) -> bool:
+    """Whether held-out images chose the weights."""
+    return row.weights != "last"
+
+
 def _points(rows: Sequence[Row], place: Place) -> list[Point]:
-    """The methods of a plot, sorted by accuracy, with positions for their names."""
+    """The methods of a plot, sorted by accuracy, with positions for their names.
+
+    Of a training with two kinds of weights those that held-out images chose are shown.
+    """
     found: dict[str, list[Row]] = {}
-    for row in rows:
-        if _plotted(row) and (row.data, row.threat, row.network, row.images) == place:
-            found.setdefault(row.method, []).append(row)
+    here = [row for row in rows if (row.data, row.threat, row.network, row.images) == place]
+    one = {(row.origin, row.label, row.seed): row for row in sorted(here, key=_chosen) if _plotted(row)}
+    for row in one.values():
+        found.setdefault(row.label, []).append(row)
     points = []
     for method, each in found.items():
         means = [

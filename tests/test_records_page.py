@@ -33,7 +33,7 @@ def test_every_record_is_shown() -> None:
     files = Counter(path.parts[len(RESULTS.parts)] for path in RESULTS.rglob("*.json"))
     rows, left = every(RESULTS)
     shown = {
-        (r.origin, r.method, r.data, r.threat, r.images, r.seed, r.weights * (r.origin[:2] != "T-"))
+        (r.origin, r.label, r.data, r.threat, r.images, r.seed, r.weights * (r.origin[:2] != "T-"))
         for r in rows
     }  # a record of a table may have two weights of one training
     found = Counter(origin for origin, *_ in shown)
