@@ -29,6 +29,7 @@ from bivallate.lower.fab import FAB
 from bivallate.lower.square import Square
 from bivallate.method import Method, facts_for
 from bivallate.methods.entries import create, registry
+from bivallate.run.arithmetic import lay_out
 from bivallate.run.config import Flat
 from bivallate.run.progress import Progress
 from bivallate.step import train_step
@@ -67,24 +68,37 @@ def method_of(name: str) -> Method:
     return create(plain, bv.Linf(EPS) if plain == name else bv.L2(0.5))
 
 
-def trial_of(name: str, device: str, dtype: torch.dtype = torch.float32) -> Trial:
-    """A narrow network and a method on one device, in one number format, on one minibatch."""
+def trial_of(name: str, device: str, dtype: torch.dtype = torch.float32, last: bool = False) -> Trial:
+    """A narrow network and a method on one device, in one number format, on one minibatch; `last`: channels
+    last."""
     x, y = synthetic(16, 16)
     x, y, index = x.to(device, dtype) / 255, y.to(device), torch.arange(len(y), device=device)
     batch = Batch(x, y, index, meta=Batch(x[:8], y[:8], index[:8]))
     model = bv.models.create("preact-resnet18", num_classes=10, shape=(3, 16, 16), seed=0, width=1 / 16)
+    lay_out(model, last)
     return Trial(model, method_of(name), batch)
 
 
 def methods(place: Place) -> Iterator[Row]:
-    """Check two steps of every method: finite in float32, and equal to the processor's in float64."""
+    """Check two steps of every method: finite in float32, and equal to the processor's in float64.
+
+    On the device the convolutions have the usual layout and channels last, for which it has other kernels.
+    """
     names = list(registry())[:4] if place.toy else list(registry())
+    for last in (False, True):
+        yield from _in_layout(place, names, last)
+
+
+def _in_layout(place: Place, names: list[str], last: bool) -> Iterator[Row]:
+    """The rows of `methods` in one memory layout."""
     finite, apart, failed = 0, dict[str, float](), dict[str, str]()
+    layout = ", channels last" if last else ""
     for name in names:
         try:
-            trial = trial_of(name, place.device)
+            trial = trial_of(name, place.device, last=last)
             finite += all(math.isfinite(trial.step().loss) for _ in range(2))
-            here, there = (trial_of(name, device, torch.float64) for device in (place.device, "cpu"))
+            here = trial_of(name, place.device, torch.float64, last)
+            there = trial_of(name, "cpu", torch.float64)
             for trial in (here, there):
                 trial.step()
                 trial.step()
@@ -92,16 +106,17 @@ def methods(place: Place) -> Iterator[Row]:
             apart[name] = max(float((a.detach().cpu() - b.detach()).abs().max()) for a, b in pairs)
         except Exception as error:  # a failing method must not end the others
             failed[name] = f"{type(error).__name__}: {str(error)[:200]}"
-    yield Row("methods with finite losses", f"{finite} of {len(names)}", "all", finite == len(names), finite)
+    all_finite = finite == len(names)
+    yield Row(f"methods with finite losses{layout}", f"{finite} of {len(names)}", "all", all_finite, finite)
     worst = max(apart, key=lambda name: apart[name], default="none")
     most = apart.get(worst, math.nan)
     told = f"at most {most:.1e} ({worst})"
-    yield Row("difference from the processor in float64", told, f"{SAME:g}", most <= SAME, most)
+    yield Row(f"difference from the processor in float64{layout}", told, f"{SAME:g}", most <= SAME, most)
     for name, text in failed.items():
-        yield Row(name, f"failed: {text}", met=False)
+        yield Row(f"{name}{layout}", f"failed: {text}", met=False)
     for name, value in apart.items():
         if value > SAME:
-            yield Row(f"{name} differs by", f"{value:.1e}", number=value)
+            yield Row(f"{name}{layout} differs by", f"{value:.1e}", number=value)
 
 
 def counts(place: Place) -> Iterator[Row]:

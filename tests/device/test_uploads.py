@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from typing import Any
 
 import pytest
@@ -40,6 +42,26 @@ def shown(device: str, wanted: str, augment: str, meta: bool = False) -> tuple[l
             for b in batches.epoch(epoch, start_step=epoch)
         ]
     return found, sum(standin.log.uploads.values())
+
+
+def read_only(wanted: str) -> list[int]:
+    """The images on the device of stores on disk, which nobody may write: of some rows, and of all."""
+    split, found = images().train, list[int]()
+    rows = torch.arange(len(split))
+    for part in (split, dataclasses.replace(split, store=split.store[: len(split)], index=rows)):
+        array: Any = part.store
+        array.flags.writeable = False
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            there = resident(part, torch.device("cuda"), wanted)
+        assert there is not None
+        found.append(len(there.images))
+    return found
+
+
+@pytest.mark.parametrize("wanted", ["always", "auto"])
+def test_images_that_nobody_may_write_go_up_without_a_warning(card, wanted: str) -> None:
+    assert card(read_only, wanted) == [45, 45]
 
 
 @pytest.mark.parametrize("augment", SHOWN)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,13 +54,15 @@ def resident(split: Split | None, device: torch.device, wanted: str) -> Resident
         return None
     if wanted == "auto" and not _fits(split, device):
         return None
-    return Resident(torch.from_numpy(split.images).to(device), split.labels.to(device))
+    images = split.images
+    images = images if images.flags.writeable else images.copy()  # torch warns of arrays that it could write
+    return Resident(torch.from_numpy(images).to(device), split.labels.to(device))
 
 
 def _fits(split: Split, device: torch.device) -> bool:
     if device.type != "cuda":
         return False
-    size = len(split) * math.prod(split.shape) * torch.from_numpy(split.store[:1]).element_size()
+    size = len(split) * math.prod(split.shape) * np.dtype(split.store.dtype).itemsize
     return size <= SHARE * torch.cuda.mem_get_info(device)[0]
 
 
