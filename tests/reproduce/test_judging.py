@@ -45,6 +45,21 @@ def test_transferred_examples_are_paired_by_the_images_that_they_are_made_of() -
     assert judge_claim(TABLE, PGD, "g", records).how == "intervals on different points"
 
 
+def test_transferred_examples_are_paired_over_the_seeds_if_each_pair_is_made_on_one_network() -> None:
+    """The data's fingerprint depends on the seed, by the held-out images, and the other network does too."""
+    records = [by_hand(row, verdicts(k), seed=s) for row, k in (("A", 60), ("B", 40)) for s in (0, 1)]
+    for record in records:
+        scores = record.entry["scores"]
+        record.entry["columns"]["PGD"]["score"] = "pgd-20-from-standard-of-best"
+        scores["pgd-20-from-standard-of-best"] = scores["pgd-20"] | {"data_fingerprint": record.row}
+        record.entry["data"] = {"fingerprint": f"of seed {record.seed}"}
+        record.entry["sources"] = {"Standard": {"fingerprint": f"of seed {record.seed}"}}
+    verdict = judge_claim(TABLE, PGD, "g", records)
+    assert (verdict.how, verdict.seeds) == ("exact paired test on 100 points", (0, 1))
+    records[3].entry["sources"] = {"Standard": {"fingerprint": "trained again"}}
+    assert judge_claim(TABLE, PGD, "g", records).how == "intervals on different points"
+
+
 def test_a_lower_value_may_be_the_better_one() -> None:
     records = [by_hand("A", verdicts(40)), by_hand("B", verdicts(60))]
     assert judge_claim(TABLE, Claim("A", "B", "PGD", lower=True), "g", records).status == "confirmed"

@@ -17,6 +17,7 @@ import pytest
 from bivallate.cli import run as command
 from bivallate.errors import UserError
 from bivallate.evaluation import Score, attack_and_score
+from bivallate.evaluation.points import model_fingerprint
 from bivallate.lower.threat import Linf
 from bivallate.reproduce import measuring, running
 from bivallate.reproduce.campaign import path_of, pending, run_campaign
@@ -199,7 +200,8 @@ def test_transfer_is_the_accuracy_on_examples_of_another_network(job: Job) -> No
     assert score.attack == "clean"
     white = json.loads(run_job(dataclasses.replace(job, seed=0, table="T-W")).read_text())
     assert entry["columns"]["PGD"]["value"] >= white["columns"]["PGD"]["value"]
-    assert len(list(job.runs.glob("T-X/cpu/source-*"))) == 1
+    (folder,) = job.runs.glob("T-X/cpu/source-*")
+    assert entry["sources"]["plain"]["fingerprint"] == model_fingerprint(load(folder, source.weights))
 
 
 def test_one_failing_cell_leaves_the_others(job: Job) -> None:

@@ -127,7 +127,7 @@ def _compare(pairs: Sequence[tuple[Record, Record]], column: str, sign: float) -
     if what in LOWEST:
         return _apart(pairs, column, sign, "intervals of both tails")
     found = [(a.points(column), b.points(column)) for a, b in pairs]
-    paired = [(a, b) for a, b in found if a is not None and b is not None and a.same_points(b)]
+    paired = [(a, b) for a, b in found if a is not None and b is not None and a.pairs_with(b)]
     together = len(paired) == len(found) and all(a.same_points(paired[0][0]) for a, _ in paired)
     if not together:
         return _apart(pairs, column, sign, "intervals on different points")

@@ -6,17 +6,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 import numpy as np
 
 from bivallate.errors import UserError
-from bivallate.evaluation.evaluation_file import Packed, unpacked, within
+from bivallate.evaluation.evaluation_file import unpacked, within
 from bivallate.evaluation.statistics import bootstrap_tail
-from bivallate.reproduce.cell import TRANSFERRED, What, slug
+from bivallate.reproduce.cell import TRANSFERRED, slug
 from bivallate.reproduce.measuring import seconds_an_epoch
+from bivallate.reproduce.record_file import RecordFile
 from bivallate.reproduce.running import SCHEMA
-from bivallate.schema import MEGABYTE, Amount, Whole, check_fits, read_json
+from bivallate.schema import MEGABYTE, check_fits, read_json
 
 __all__ = ["Record", "RecordedPoints", "read_record", "read_records"]
 
@@ -33,97 +34,23 @@ class RecordedPoints:
         value: (n,) the numbers.
         y: (n,) labels; empty if none were kept.
         index: (n,) rows of the test set.
-        data: fingerprint of the points; of transferred examples, that of the data that they are made of.
+        data: fingerprint of the points; of transferred examples, that of the images that they are made of.
+        source: fingerprint of the network that transferred examples are made on; empty if not recorded.
     """
 
     value: np.ndarray
     y: np.ndarray
     index: np.ndarray
     data: str
+    source: str = ""
 
     def same_points(self, other: RecordedPoints) -> bool:
         """Whether both are numbers of the same images in the same order."""
         return self.data == other.data and np.array_equal(self.index, other.index)
 
-
-class Column(TypedDict):
-    """A column of a record."""
-
-    what: What
-    value: float | None
-    interval_95: tuple[float, float] | None
-    unit: str
-    score: NotRequired[str]
-
-
-class KeptPoints(TypedDict):
-    """The verdicts of an evaluation on its points."""
-
-    points: dict[str, Packed]
-    data_fingerprint: str
-
-
-class Epoch(TypedDict):
-    """The entries of an epoch that are read."""
-
-    seconds: Amount
-    effective: NotRequired[float | None]
-    robust: NotRequired[float | None]
-
-
-class RecordedTraining(TypedDict):
-    """The cost of a training, and its epochs."""
-
-    forward_per_row: Amount
-    backward_per_row: Amount
-    history: list[Epoch]
-
-
-class RecordedPart(TypedDict):
-    """A part, of which only the name is read."""
-
-    kind: str
-
-
-class RecordedMethod(TypedDict):
-    """The entries of a method that are read."""
-
-    weighting: NotRequired[RecordedPart]
-
-
-class RecordedData(TypedDict):
-    """The entries of a data set that are read."""
-
-    name: str
-
-
-class RecordedConfig(TypedDict):
-    """The entries of a configuration that are read without decoding it, so that old records stay readable."""
-
-    method: NotRequired[RecordedMethod]
-    data: NotRequired[RecordedData]
-
-
-class DataUsed(TypedDict):
-    """The entries of the data that are read."""
-
-    fingerprint: NotRequired[str]
-
-
-class RecordFile(TypedDict):
-    """The entries of a record that are read."""
-
-    row: str
-    group: str
-    seed: Whole
-    weights: NotRequired[str]
-    columns: dict[str, Column]
-    scores: dict[str, KeptPoints]
-    training: NotRequired[RecordedTraining]
-    config: NotRequired[RecordedConfig]
-    data: NotRequired[DataUsed]
-    machine: NotRequired[dict[str, str | int | float | None]]
-    commit: NotRequired[dict[str, str | bool | None]]
+    def pairs_with(self, other: RecordedPoints) -> bool:
+        """Whether both are numbers of the same points: of examples made on one network, if transferred."""
+        return self.source == other.source and self.same_points(other)
 
 
 def has_worst_class(attack: str) -> bool:
@@ -243,15 +170,32 @@ class Record:
             raise UserError(f"{column} lacks the points' {', '.join(absent)}")
         kept = {name: unpacked(score["points"][name], f"{column}.{name}") for name in wanted}
         within(len(kept["index"]), **kept)
-        index, images = kept["index"].numpy(), score["data_fingerprint"]
-        if TRANSFERRED in entry["score"]:  # examples made twice on a GPU differ by rounding, and so do prints
-            images = f"made of {self.entry.get('data', {}).get('fingerprint', images)}"
+        index, origin = kept["index"].numpy(), self._origin(entry["score"])
         if entry["what"].startswith("fosc"):
-            return RecordedPoints(kept["fosc"].numpy(), np.zeros(0), index, images)
+            return RecordedPoints(kept["fosc"].numpy(), np.zeros(0), index, *origin)
         stage, y = kept["stage"].numpy(), kept["y"].numpy()
         robust, clean = stage == -1, stage != 0
         value = {"clean": clean, "gap": clean & ~robust}.get(entry["what"], robust)
-        return RecordedPoints(value.astype(np.int64), y, index, images)
+        return RecordedPoints(value.astype(np.int64), y, index, *origin)
+
+    def _origin(self, key: str) -> tuple[str, str]:
+        """Fingerprints of an evaluation's images, and of the network that its examples were made on.
+
+        Examples made twice on a GPU differ by rounding, and so do their fingerprints: transferred ones have
+        those of the images that the other evaluations attack. The data's own depend on the seed, which
+        chooses the held-out images.
+        """
+        scores, (_, other, source) = self.entry["scores"], key.partition(TRANSFERRED)
+        if not other:
+            return scores[key]["data_fingerprint"], ""
+        images = {score["data_fingerprint"] for name, score in scores.items() if TRANSFERRED not in name}
+        images |= set() if images else {self.entry.get("data", {}).get("fingerprint", "")}
+        made_on = (
+            of.get("fingerprint", "")
+            for name, of in self.entry.get("sources", {}).items()
+            if f"{source}-of-".startswith(f"{slug(name)}-of-")
+        )
+        return f"made of {', '.join(sorted(images))}", next(made_on, "")
 
 
 def read_records(out: Path, table: str, scale: str) -> list[Record]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bivallate.data import Dataset
+from bivallate.evaluation.points import model_fingerprint
 from bivallate.files import write_json
 from bivallate.models import Classifier
 from bivallate.parts import encode, portable
@@ -104,7 +105,9 @@ def run_job(job: Job, progress: Progress | None = None) -> Path:
         "machine": machine(config.device, job.threads) | _company(job),
         "config": portable(encode(Config.read(folder.config))),
         "sources": {
-            n: definition.recorded_training(configure(s, seed + SOURCE_SEED), s) for n, s in needed.items()
+            n: definition.recorded_training(configure(s, seed + SOURCE_SEED), s)
+            | {"fingerprint": model_fingerprint(sources[n])}
+            for n, s in needed.items()
         },
         "data": {"train": len(dataset.train), "rows": cell.rows, "fingerprint": dataset.fingerprint},
         "training": _training(history),
