@@ -50,7 +50,7 @@ def settings(rows: Iterable[Row]) -> dict[Setting, dict[str, list[Row]]]:
     """
     known = registry()
     found: dict[Setting, dict[str, list[Row]]] = {}
-    for r in sorted(rows, key=lambda r: bool(r.variant)):
+    for r in sorted(rows, key=lambda r: r.variant):  # by name: the highest of several is not chosen
         if r.method in known and r.method != "plain" and r.weights != "last":
             key = Setting(r.origin, r.data, r.images, r.threat, r.network, r.attack, r.judged, r.page)
             of = found.setdefault(key, {}).setdefault(r.method, [])
@@ -93,12 +93,13 @@ def _line(methods: dict[str, list[Row]], classes: bool) -> str:
     order = sorted(methods, key=lambda name: -_mean(methods[name], "robust"))
     best = methods[order[0]]
     low, high = _mean(best, "low"), _mean(best, "high")
-    others = [name for name in order[1:] if _mean(methods[name], "robust") >= low]
+    others = [methods[name][0].label for name in order[1:] if _mean(methods[name], "robust") >= low]
     seeds = f", {len(best)} seeds" if len(best) > 1 else ""
     told = ", ".join(others) or ("none" if len(methods) > 1 else "no other was run")
     figures = f"{100 * _mean(best, 'robust'):.1f} % [{100 * low:.1f}, {100 * high:.1f}]{seeds}"
     worst = f" {100 * _mean(best, 'worst'):.1f} % |" if classes else ""
-    return f"| [{order[0]}](methods/{order[0]}.md) | {figures} |{worst} {told} |"
+    linked = f"[{order[0]}](methods/{order[0]}.md){best[0].label.removeprefix(order[0])}"
+    return f"| {linked} | {figures} |{worst} {told} |"
 
 
 def _mean(rows: Sequence[Row], key: str) -> float:

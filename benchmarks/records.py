@@ -91,16 +91,15 @@ def _of_table(table: str, record: Any) -> Iterator[Row]:
     config = entry["config"]
     keys = {column["score"] for column in entry["columns"].values() if column["what"] == "robust"}
     name = config["method"]["name"]
-    clean = [
-        score["clean_accuracy"]
-        for key, score in entry["scores"].items()
-        if TRANSFERRED not in key and "clean_accuracy" in score
-    ]
+    clean = dict[str, float]()  # weights -> accuracy on images that are not another network's examples
+    for key, score in entry["scores"].items():
+        if TRANSFERRED not in key and "clean_accuracy" in score:
+            clean.setdefault(_weights(key, entry), score["clean_accuracy"])
     for key in sorted(keys):
         score = entry["scores"][key]
         attack, _, other = key.partition(TRANSFERRED)
         low, high = score["interval_95"]
-        of = next((name for name in ("best", "last") if key.endswith(f"-of-{name}")), entry["weights"])
+        of = _weights(key, entry)
         yield Row(
             table,
             "results",
@@ -112,7 +111,7 @@ def _of_table(table: str, record: Any) -> Iterator[Row]:
             f"{attack} of another network" if other else score["attack"],
             "test",
             score["n"],
-            clean[0] if other and clean else score["clean_accuracy"],
+            clean[of] if other else score["clean_accuracy"],
             score["robust_accuracy"],
             low,
             high,
@@ -121,8 +120,13 @@ def _of_table(table: str, record: Any) -> Iterator[Row]:
             of,
             _commit(entry["commit"]),
             score["worst_class"][1],
-            "" if slug(record.row) == slug(name) else record.row,
+            "" if f"{slug(name)}-".startswith(f"{slug(record.row)}-") else record.row,
         )
+
+
+def _weights(key: str, entry: Any) -> str:
+    """Name of the weights that an evaluation is of."""
+    return next((name for name in ("best", "last") if key.endswith(f"-of-{name}")), entry["weights"])
 
 
 def _catalogue(results: Path) -> Iterator[Row]:

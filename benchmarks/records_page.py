@@ -112,19 +112,21 @@ def _chosen(row: Row) -> bool:
 def _points(rows: Sequence[Row], place: Place) -> list[Point]:
     """The methods of a plot, sorted by accuracy, with positions for their names.
 
-    Of a training with two kinds of weights those that held-out images chose are shown.
+    Of a training with two kinds of weights those that held-out images chose are shown. A training that two
+    tables share counts once.
     """
     found: dict[str, list[Row]] = {}
     here = [row for row in rows if (row.data, row.threat, row.network, row.images) == place]
     one = {(row.origin, row.label, row.seed): row for row in sorted(here, key=_chosen) if _plotted(row)}
-    for row in one.values():
+    trainings = {(row.label, row.seed, row.clean, row.robust, row.commit): row for row in one.values()}
+    for row in trainings.values():
         found.setdefault(row.label, []).append(row)
     points = []
     for method, each in found.items():
         means = [
             statistics.fmean(getattr(r, key) for r in each) for key in ("passes", "robust", "low", "high")
         ]
-        points.append(Point(method, *means, len(each)))
+        points.append(Point(method, *means, len({row.seed for row in each})))
     return sorted(points, key=lambda p: -p.robust)
 
 

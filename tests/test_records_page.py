@@ -7,13 +7,14 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from benchmarks.records import Row, every
-from benchmarks.records_page import COLUMNS, html, table
+from benchmarks.records_page import COLUMNS, _points, html, table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -69,6 +70,13 @@ def test_plots_tell_each_mark_in_words_and_stay_within_their_frame() -> None:
         assert 0 < float(circle.get("cy", -1)) < 300
         assert mark.get("aria-label") == mark.findtext("title")
     assert "plain on" not in page()[0]
+
+
+def test_a_training_that_two_tables_share_counts_once_in_a_plot() -> None:
+    rows = [AT, replace(AT, origin="T-S1"), replace(AT, seed=2, robust=0.9)]
+    (point,) = _points(rows, (AT.data, AT.threat, AT.network, AT.images))
+    assert point.seeds == 2
+    assert point.robust == pytest.approx((AT.robust + 0.9) / 2)
 
 
 def test_a_row_says_what_was_measured() -> None:
