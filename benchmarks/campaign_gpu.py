@@ -67,16 +67,17 @@ NARROW = (
     ("T-D1", DONES, "balanced", (0,)),
     ("T-Y2", (), "CIFAR-10", (0,)),
     ("T-D1", ("AT", "MAIL", "GAIRAT", "FAT"), "balanced", (0,)),
-    ("T-F1", FAST, "CIFAR-10 @8", (0, 1, 2)),
+    ("T-F1", FAST, "CIFAR-10 @8", (0,)),
     ("T-F1", ("FAST-BAT", "FAST-AT"), "CIFAR-10 @16", (0, 1)),
     ("T-S1", (), "CIFAR-10 @8", (0,)),
-    ("T-C1", (), "balanced", (0,)),
     ("T-S1", (), "CIFAR-10 @16", (0,)),
+    ("T-C1", (), "balanced", (0,)),
     ("T-B2", BILAW[::-1], "small-CNN .031", (0,)),
     ("T-D1", (*DONES, "AT", "MAIL", "GAIRAT"), "imbalanced 0.2", (0,)),
     ("T-B1", ("BiLAW", "BiLAW-TRADES"), "MNIST tiny-CNN linf", (0, 1, 2)),
     ("T-Y1", ("Dynamic", "Standard", "Curriculum", "Unsecured"), "MNIST", (0,)),
     ("T-B1", EQUAL, "MNIST tiny-CNN linf", (0,)),
+    ("T-F1", FAST, "CIFAR-10 @8", (1, 2)),
 )
 SIZES = (1, 4, 8, 12, 16)  # of narrow networks at once
 
