@@ -30,8 +30,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from benchmarks.filling import filled
@@ -92,24 +90,20 @@ def plan(chosen: argparse.Namespace) -> list[Job]:
     for (name, rows, group, _), seed in itertools.chain.from_iterable(rounds):
         found = jobs_of(find(name), chosen.scale, seeds=(seed,), only=rows, **where)
         jobs += [job for job in found if job.cell.group == group]
-    of = plain if chosen.float32 else quick
-    if chosen.graphs:
-        of = partial(recorded, of)
+
+    def suited(cell: Cell) -> Cell:
+        made = plain(cell) if chosen.float32 else quick(cell)
+        return made.but(settings={**made.settings, "graphs": chosen.graphs})
+
     for k, job in enumerate(jobs):
-        sources = {name: of(cell) for name, cell in job.sources.items()}
-        jobs[k] = dataclasses.replace(job, cell=of(job.cell), sources=sources)
+        sources = {name: suited(cell) for name, cell in job.sources.items()}
+        jobs[k] = dataclasses.replace(job, cell=suited(job.cell), sources=sources)
     return jobs[: chosen.limit] if chosen.limit else jobs
 
 
 def plain(cell: Cell) -> Cell:
     """The cell in float32 and the usual memory layout."""
     return cell.but(settings={**cell.settings, "precision": "float32", "channels_last": False})
-
-
-def recorded(of: Callable[[Cell], Cell], cell: Cell) -> Cell:
-    """The cell as `of` makes it, with the attacks of its training as CUDA graphs."""
-    made = of(cell)
-    return made.but(settings={**made.settings, "graphs": True})
 
 
 def unrecorded(jobs: list[Job], known: Path) -> list[Job]:

@@ -69,8 +69,10 @@ def method_of(name: str) -> Method:
 
 
 def trial_of(name: str, device: str, dtype: torch.dtype = torch.float32, last: bool = False) -> Trial:
-    """A narrow network and a method on one device, in one number format, on one minibatch; `last`: channels
-    last."""
+    """A narrow network and a method on one device, in one number format and layout, on one minibatch.
+
+    last: channels last.
+    """
     x, y = synthetic(16, 16)
     x, y, index = x.to(device, dtype) / 255, y.to(device), torch.arange(len(y), device=device)
     batch = Batch(x, y, index, meta=Batch(x[:8], y[:8], index[:8]))

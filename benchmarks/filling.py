@@ -16,11 +16,14 @@ from typing import Any
 
 import torch
 
+from bivallate.data import Dataset
 from bivallate.data.workers import end_with_parent
 from bivallate.files import write_json
+from bivallate.models import Classifier
 from bivallate.reproduce.cell import configure
 from bivallate.reproduce.machine import machine
 from bivallate.reproduce.running import Job, cut
+from bivallate.run.config import Config
 from bivallate.run.from_config import create_model, load_data
 from bivallate.run.memory_layout import trial_session, whole_step
 from bivallate.run.resuming import computable
@@ -144,9 +147,14 @@ def _serve(pipe: Connection, job: Job) -> None:
 
 def ready_for(job: Job) -> Session:
     """Prepare a job's training so that it writes nothing."""
+    return trial_session(*made_of(job))
+
+
+def made_of(job: Job) -> tuple[Config, Dataset, Classifier]:
+    """What a session of a job's training is made of."""
     config = computable(configure(job.cell, job.seed, job.device, job.threads))
     dataset = cut(load_data(config.data, job.seed), job.cell.rows)
-    return trial_session(config, dataset, create_model(config.model, dataset, job.seed))
+    return config, dataset, create_model(config.model, dataset, job.seed)
 
 
 def endless(session: Session) -> Iterator[Batch]:

@@ -20,13 +20,10 @@ from multiprocessing.synchronize import Barrier
 from typing import Any
 
 from benchmarks import campaign_gpu
-from benchmarks.filling import endless, pace
+from benchmarks.filling import endless, made_of, pace
 from bivallate.lower.modes import set_train_mode
-from bivallate.reproduce.cell import configure
 from bivallate.run.arithmetic import computing
-from bivallate.run.from_config import create_model, load_data
 from bivallate.run.memory_layout import whole_step
-from bivallate.run.resuming import computable
 from bivallate.run.session import Session
 from bivallate.run.trainer import limit_threads
 
@@ -35,10 +32,8 @@ STEPS, PATIENCE = 4, 300.0  # seconds that the processes wait for each other
 
 def session_of(place: int, device: str, *more: str) -> Session:
     """The session of the campaign's cell at a place, at its first step and full rate."""
-    job = campaign_gpu.plan(campaign_gpu.arguments(["--scale", "cpu", "--device", device, *more]))[place]
-    config = computable(configure(job.cell, job.seed, device, 1))
-    dataset = load_data(config.data, job.seed)
-    session = Session(config, dataset, create_model(config.model, dataset, job.seed))
+    given = ["--scale", "cpu", "--device", device, "--threads", "1", *more]
+    session = Session(*made_of(campaign_gpu.plan(campaign_gpu.arguments(given))[place]))
     set_train_mode(session.model)
     return session
 

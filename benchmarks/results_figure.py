@@ -149,8 +149,8 @@ def _drawn(shown: Shown, found: dict[str, list[dict[str, Any]]]) -> Figure:
     """A panel a group, its methods by their best column; plain training lies far to the left and is left
     out."""
     most = max(len(entries) for entries in found.values())
-    fig, made = figure(len(found), height=0.36 * most + 0.9, width=2.0 if len(found) > 1 else 1.4)
-    panels = made if len(found) > 1 else [made]
+    width = 2.0 if len(found) > 1 else 1.4
+    fig, (panels,) = figure(len(found), height=0.36 * most + 0.9, width=width, squeeze=False)
     for axes, (label, entries) in zip(panels, found.items(), strict=True):
         attacked = [row for row in reversed(entries) if row["row"] != "plain"]
         for k, (column, name) in enumerate(shown.columns.items()):

@@ -78,13 +78,11 @@ def measured(
             continue
         of = f"-{model_fingerprint(sources[measure.source])[:8]}" if measure.source is not None else ""
         kept = folder / f"{cell.weights}-{measure.key}{of}.json"
-        own = dataclasses.replace(measure, weights="").key
-        if not kept.exists() and own in found and measure.weights in alike:
-            write_json(kept, found[own], indent=None)
-            _partial(kept).unlink(missing_ok=True)
         if not kept.exists():
-            model = models[measure.weights or cell.weights]
-            write_json(kept, _evaluation(model, measure, cell, dataset, kept, sources), indent=None)
+            model, own = models[measure.weights or cell.weights], dataclasses.replace(measure, weights="").key
+            known = found.get(own) if measure.weights in alike else None
+            entry = known or _evaluation(model, measure, cell, dataset, kept, sources)
+            write_json(kept, entry, indent=None)
             _partial(kept).unlink(missing_ok=True)
         found[measure.key] = read_json(kept, "evaluation", dict[str, Any], 1024 * MEGABYTE)
     return found
