@@ -22,9 +22,7 @@ from bivallate.lower.threat import Linf
 from bivallate.reproduce import measuring, running
 from bivallate.reproduce.campaign import path_of, pending, run_campaign
 from bivallate.reproduce.cell import Cell, Measure, configure
-from bivallate.reproduce.paper_figures import draw
 from bivallate.reproduce.papers.catalogue import find, tables
-from bivallate.reproduce.papers.figure_list import FIGURES
 from bivallate.reproduce.planning import jobs_of
 from bivallate.reproduce.records import Record, read_records, worst_class_of
 from bivallate.reproduce.results_page import page, write_page, write_table
@@ -32,7 +30,6 @@ from bivallate.reproduce.running import Job, run_job
 from bivallate.reproduce.scaling import at_scale
 from bivallate.run.from_config import load_data
 from bivallate.run.load_model import load
-from bivallate.run.progress import Progress
 
 from .conftest import by_hand, keep
 
@@ -301,23 +298,6 @@ def _lives(pid: str) -> bool:
         return False
 
 
-def test_a_figure_says_what_it_is_drawn_of(tmp_path: Path, capsys) -> None:
-    place = ["--out", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
-    assert command(["reproduce", "E15", "--list", *place]) == 0
-    shown = capsys.readouterr()
-    assert "bilaw-small-cnn" in shown.out
-    assert "T-B2's trainings on small-CNN" in shown.err
-    assert not (tmp_path / "runs").exists()
-    assert command(["reproduce", "E15", "--only", "AT", *place]) == 2
-    assert "leave out --only" in capsys.readouterr().err
-    assert command(["reproduce", "T-B7", "--jobs", "-1", "--list", *place]) == 2
-    assert "--jobs must be a whole number of at least 1, got -1" in capsys.readouterr().err
-    assert command(["reproduce", "T-B7", "--device", "nope", *place]) == 2
-    assert capsys.readouterr().err.count("device 'nope' cannot be used") == 1
-    assert command(["reproduce", "T-F6", "--data-dir", str(tmp_path / "none"), *place]) == 2
-    assert "--data-dir must be a folder" in capsys.readouterr().err
-
-
 def test_the_page_is_rebuilt_from_records_alone(tmp_path: Path) -> None:
     out, target = tmp_path / "results", tmp_path / "docs" / "results.md"
     empty = page(out)
@@ -376,21 +356,6 @@ def test_the_command_runs_a_table_and_shows_both_sides(tmp_path: Path, capsys) -
     assert "unknown table 'T-Q1'" in capsys.readouterr().err
     assert command(["reproduce", "--tables", "--docs", str(tmp_path / "page.md"), *place[:2]]) == 0
     assert "T-B7 at scale `cpu`" in (tmp_path / "page.md").read_text()
-
-
-def test_a_figure_is_drawn_from_the_tables_own_runs(tmp_path: Path) -> None:
-    rows: list[str] = []
-
-    def shown(row: str) -> Progress:
-        rows.append(row)
-        return Progress()
-
-    places = tmp_path / "out", tmp_path / "runs"
-    pictures = draw(FIGURES["E15"], "smoke", *places, device="cpu", threads=1, shown=shown)
-    assert rows == ["BiLAW"]
-    assert [picture.suffix for picture in pictures] == [".svg"]
-    assert pictures[0].stat().st_size > 1000
-    assert len(list((tmp_path / "runs" / "T-B2" / "smoke").glob("bilaw-*-seed0/model.safetensors"))) == 1
 
 
 def test_records_of_something_else_are_refused(tmp_path: Path) -> None:

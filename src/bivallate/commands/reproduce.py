@@ -50,7 +50,7 @@ def reproduce(
     seeds
         trainings of each cell, with seeds 0, 1, ...
     only
-        rows or methods, such as --only AT BiLAW.
+        rows or methods, such as --only AT BiLAW; a figure is drawn of these instead of the paper's.
     group
         parts of the names of column groups, such as --group MNIST.
     jobs
@@ -89,12 +89,12 @@ def reproduce(
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
     if table.upper().startswith("E"):
-        given = {"--only": only, "--group": group, "--seeds": seeds > 1, "--jobs": jobs > 1}
+        given = {"--group": group, "--seeds": seeds > 1, "--jobs": jobs > 1}
         for flag in (flag for flag, value in given.items() if value):
             raise UserError(
                 f"{table} is a figure, drawn of one training of each of its methods: leave out {flag}"
             )
-        return _figure(table, scale, records, runs, only_list=list_, device=device, threads=threads)
+        return _figure(table, only, scale, records, runs, only_list=list_, device=device, threads=threads)
     return _table(
         table, scale, records, runs, format, list_, jobs,
         seeds=range(seeds), only=only, groups=group, device=device, threads=threads,
@@ -151,13 +151,21 @@ def _table(
 
 
 def _figure(
-    name: str, scale: Any, records: Path, runs: Path, *, only_list: bool, device: str, threads: int
+    name: str,
+    only: Names,
+    scale: Any,
+    records: Path,
+    runs: Path,
+    *,
+    only_list: bool,
+    device: str,
+    threads: int,
 ) -> int:
     from bivallate.reproduce.campaign import to_stderr
     from bivallate.reproduce.paper_figures import cells_of, draw, find_figure
     from bivallate.run.progress import TerminalProgress
 
-    figure = find_figure(name)
+    figure = find_figure(name, only)
     cells = cells_of(figure, scale)
     to_stderr(f"{figure.name}: {figure.title}, from {figure.table}'s trainings on {cells[0].group}")
     if figure.differs:

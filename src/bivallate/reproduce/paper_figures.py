@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from bivallate.reproduce.cell import Cell, configure, slug
 from bivallate.reproduce.paper_table import Scale
 from bivallate.reproduce.papers.catalogue import find
 from bivallate.reproduce.papers.figure_list import FIGURES, PaperFigure
+from bivallate.reproduce.planning import chosen
 from bivallate.reproduce.running import cut, trained
 from bivallate.reproduce.scaling import at_scale
 from bivallate.run.from_config import load_data
@@ -25,11 +27,18 @@ __all__ = ["cells_of", "draw", "find_figure"]
 POINTS = {"smoke": 32, "cpu": 500, "full": 1000}
 
 
-def find_figure(name: str) -> PaperFigure:
-    """The figure of this name. Raises UserError for an unknown name, with the nearest one."""
+def find_figure(name: str, only: Sequence[str] = ()) -> PaperFigure:
+    """The figure of this name, of the paper's rows or of the rows `only` of the same table.
+
+    Raises UserError for an unknown figure or row, with the nearest one.
+    """
     if name.upper() not in FIGURES:
         raise unknown("figure", name, FIGURES)
-    return FIGURES[name.upper()]
+    figure = FIGURES[name.upper()]
+    if not only:
+        return figure
+    table = find(figure.table)
+    return replace(figure, rows=tuple(dict.fromkeys(cell.row for cell in chosen(table, table.cells, only))))
 
 
 def cells_of(figure: PaperFigure, scale: Scale) -> list[Cell]:
@@ -110,11 +119,12 @@ def draw(
     groups = [(figure.each, [folder], folder.name) for folder in folders]
     rows = dict.fromkeys(folders.values())
     groups += [(figure.by_row, [f for f in folders if folders[f] == r], slug(r)) for r in rows]
-    groups += [(figure.together, list(folders), "all")]
+    all_of_them = "all" if figure == FIGURES[figure.name] else "-and-".join(map(slug, rows))
+    groups += [(figure.together, list(folders), all_of_them)]
     groups += [(figure.pairs, [a, b], f"{a.name}-and-{b.name}") for a, b in pairwise(folders)]
-    for kinds, chosen, name in groups:
+    for kinds, these, name in groups:
         looked = {"n": POINTS[scale], "attack": figure.attack}
-        drawn += _pictures(kinds, chosen, dataset, place, name, looked, say)
+        drawn += _pictures(kinds, these, dataset, place, name, looked, say)
     return drawn
 
 
