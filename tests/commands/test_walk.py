@@ -46,6 +46,10 @@ REFUSED = {
         "check-gradient at --device gpu",
         r"devices are cpu, cuda, cuda:N, mps; use --device auto or",
     ),
+    "an epoch that does not come": (
+        "train at --dry-run --epochs 2 --set keep=5",
+        "keep names epoch 5, but training ends with epoch 2",
+    ),
     "a coupling": (
         "train at --dry-run --set coupling=Detach",
         r"'Detach': did you mean 'Detached'\? Known: ",

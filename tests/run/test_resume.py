@@ -186,6 +186,8 @@ def test_one_command_begins_a_run_and_goes_on_with_it(tmp_path, monkeypatch):
     before = (tmp_path / "whole" / "model.safetensors").stat().st_mtime_ns
     assert len(start(out=tmp_path / "whole").history) == len(whole.history)  # finished: nothing is left to do
     assert (tmp_path / "whole" / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.warns(UserWarning, match=r"keeps its own checkpoint_minutes=1e-06, keep=\(\): .*config.toml"):
+        start(out=tmp_path / "whole", keep=(1,), checkpoint_minutes=9.0)
     with pytest.raises(UserError, match=r"is another one: .*lr differs"):
         start(out=tmp_path / "whole", lr=0.01)
     with pytest.raises(UserError, match="cannot go with overwrite"):

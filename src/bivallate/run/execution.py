@@ -27,7 +27,7 @@ from bivallate.run.progress import Progress
 from bivallate.run.session import Session
 from bivallate.run.trainer import Trainer, limit_threads
 
-__all__ = ["Run", "check_minutes", "execute", "finish", "locked_folder"]
+__all__ = ["Run", "check_minutes", "check_possible", "execute", "finish", "locked_folder"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,6 +53,17 @@ class Run:
         ]
         held = f", held-out {', '.join(accuracies)}" if accuracies else ""
         return f"<Run in {self.path or 'memory'}: {len(self.history)} epochs{held}>"
+
+
+def check_possible(config: Config, dataset: Dataset) -> None:
+    """Raise UserError for epochs to keep that do not come, and for patience without held-out images."""
+    if config.keep and max(config.keep) > config.epochs:
+        raise UserError(f"keep names epoch {max(config.keep)}, but training ends with epoch {config.epochs}")
+    if config.patience and not dataset.validation:
+        raise UserError(
+            "patience watches the held-out robust accuracy, and nothing is held out: "
+            "use --set data.validation=0.1, or patience 0"
+        )
 
 
 def execute(
@@ -82,13 +93,7 @@ def execute(
     """
     if config.keep and out is None:
         raise UserError("keep=... stores weights in the run's folder: name one with out=...")
-    if config.keep and max(config.keep) > config.epochs:
-        raise UserError(f"keep names epoch {max(config.keep)}, but training ends with epoch {config.epochs}")
-    if config.patience and not dataset.validation:
-        raise UserError(
-            "patience watches the held-out robust accuracy, and nothing is held out: "
-            "use --set data.validation=0.1, or patience 0"
-        )
+    check_possible(config, dataset)
     check_minutes(max_minutes)
     told = loggers(log)
     limit_threads(config.threads)

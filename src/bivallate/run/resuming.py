@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ from bivallate.run.progress import Progress, TerminalProgress
 from bivallate.run.reopen import FREE, Tell, differing, reopen, reopened, repair
 from bivallate.run.session import Session
 from bivallate.run.trainer import limit_threads
+
+KEPT = ("graphs", "keep", "data.workers", "data.resident", "checkpoint_minutes")
+# Of the settings that may differ (`FREE`), those that a run which is gone on with takes from its own file.
 
 
 def resume(
@@ -163,19 +167,26 @@ def begin_or_resume(
     folder = RunFolder(out)
     if not collective.broadcast_object(not folder.free and bool(list_all(folder.checkpoints))):
         return execute(config, dataset, model, out, **options)
-    _check_same(config, folder)
+    _check_same(config, folder, first_rank_progress(options.get("progress")).note)
     where = {"device": config.device, "threads": config.threads}
     return resume(out, model=model, method=config.method, dataset=dataset, **where, **options)
 
 
-def _check_same(config: Config, folder: RunFolder) -> None:
-    """Raise UserError unless the folder's run has this configuration; settings in `FREE` may differ."""
+def _check_same(config: Config, folder: RunFolder, tell: Tell) -> None:
+    """Raise UserError unless the folder's run has this configuration; settings in `FREE` may differ.
+
+    `tell` is told of those that the run does not take from here but keeps as they were.
+    """
     try:
         there = Config.read(folder.config)
     except UserError:  # incomplete or missing: `resume` writes it again
         return
     free = (*FREE, "channels_last") if config.channels_last == "auto" else FREE
-    other = [key for key in differing(config, there) if key not in free]
+    differ = differing(config, there)
+    other = [key for key in differ if key not in free]
+    if not other and any(key in KEPT for key in differ):
+        kept = ", ".join(f"{key}={attrgetter(key)(there)}" for key in differ if key in KEPT)
+        tell(f"the run in {folder.path} keeps its own {kept}: to change that, edit {folder.config}")
     if other:
         raise UserError(
             f"the run in {folder.path} is another one: {', '.join(other[:5])} "
