@@ -46,10 +46,6 @@ REFUSED = {
         "check-gradient at --device gpu",
         r"devices are cpu, cuda, cuda:N, mps; use --device auto or",
     ),
-    "an epoch that does not come": (
-        "train at --dry-run --epochs 2 --set keep=5",
-        "keep names epoch 5, but training ends with epoch 2",
-    ),
     "a coupling": (
         "train at --dry-run --set coupling=Detach",
         r"'Detach': did you mean 'Detached'\? Known: ",
@@ -67,6 +63,14 @@ def test_a_small_mistake_is_one_line_that_says_what_is_right(case, trained, tmp_
     assert re.search(said, told), told
     assert len(told.splitlines()) == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_a_dry_run_says_what_training_would_refuse(capsys):
+    dry = ["train", "at", "--dry-run", "--epochs", "2"]
+    assert run([*dry, "--set", "keep=5"]) == 2
+    assert "keep names epoch 5, but training ends with epoch 2" in capsys.readouterr().err
+    assert run([*dry, "--patience", "1", "--set", "data.validation=0"]) == 2
+    assert "nothing is held out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import matplotlib
@@ -52,12 +53,20 @@ def test_fosc_over_epochs_is_of_the_kept_epochs_and_the_last(runs):
         DIAGNOSES["fosc-over-epochs"](subject([runs / "wide"], n=30))
 
 
+def test_a_run_made_on_cuda_is_looked_at_without_it(runs, tmp_path):
+    shutil.copytree(runs / "mail", tmp_path / "mail")
+    text, config = (runs / "mail" / "config.toml").read_text(), tmp_path / "mail" / "config.toml"
+    for key in ("graphs", "compile"):
+        assert f"{key} = false" in text
+        text = text.replace(f"{key} = false", f"{key} = true")
+    config.write_text(text)
+    there, here = (subject([root / "mail"], weights="last", n=60) for root in (tmp_path, runs))
+    weights = [looked.weighed(looked.runs[0]).weights for looked in (there, here)]
+    np.testing.assert_array_equal(*weights)
+
+
 def test_an_unfinished_run_ends_where_it_stands(runs, tmp_path):
-    for file in (runs / "at").rglob("*"):
-        if file.is_file():
-            place = tmp_path / "at" / file.relative_to(runs / "at")
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(file.read_bytes())
+    shutil.copytree(runs / "at", tmp_path / "at")
     text = (tmp_path / "at" / "config.toml").read_text()
     text = text.replace("epochs = 2", "epochs = 9").replace("keep = [1]", "keep = [1, 5]")
     (tmp_path / "at" / "config.toml").write_text(text)

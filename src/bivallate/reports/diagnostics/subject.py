@@ -119,8 +119,12 @@ class Subject:
         return weigh_points(model, session.method, points, clock, n=self.n, seed=self.seed)
 
     def session(self, run: RunRecord) -> Session:
-        """The run's state at its last checkpoint, with the attack steps that the sentinel has set."""
-        here = replace(run.config, device=str(self.device), precision="float32")
+        """The run's state at its last checkpoint, with the attack steps that the sentinel has set.
+
+        It computes in float32, without the run's CUDA graphs and compilation: this device may have neither.
+        """
+        device = str(self.device)
+        here = replace(run.config, device=device, precision="float32", graphs=False, compile=False)
         with torch.random.fork_rng(devices=[]):  # unpacking restores the run's generators
             session = Session(here, self._data(run), load_run(run.path, "last", self.model))
             unpack(session, checkpoint.newest(RunFolder(run.path).checkpoints))
