@@ -142,3 +142,20 @@ SLIPS = {
 def test_values_of_the_wrong_kind_are_told(ask, given: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ask(**given)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("trades.beta", "inf", "beta must be finite, got inf"),
+        ("fgsm-pgi.weight", "inf", "weight must be finite, got inf"),
+        ("gat.weight", "-1", "weight must be at least 0, got -1"),
+        ("bilaw.net_weight_decay", "inf", "both finite"),
+        ("fast-at-ga.coefficient", "inf", "GradAlign's coefficient must be finite, got inf"),
+        ("at-awp.decay", "-0.1", "AWP decay must be at least 0, got -0.1"),
+    ],
+)
+def test_a_strength_is_finite_and_not_negative(name, value, said, capsys):
+    method, parameter = name.split(".")
+    assert run(["train", method, "--dry-run", "--set", f"{parameter}={value}"]) == 2
+    assert said in capsys.readouterr().err

@@ -26,11 +26,18 @@ class RankError(UserError):
     """An error that another rank raised, raised again on this one."""
 
 
-def check_range(what: str, value: float, low: float, high: float = math.inf) -> None:
-    """Raise UserError unless low <= value <= high; NaN is never in range."""
-    if isinstance(value, int | float) and not low <= value <= high:
+def check_range(what: str, value: object, low: float, high: float = math.inf) -> None:
+    """Raise UserError for a number that is not finite or not between low and high.
+
+    Anything else passes, such as a schedule.
+    """
+    if not isinstance(value, int | float):
+        return
+    if not low <= value <= high:
         top = "" if math.isinf(high) else f" and at most {high:g}"
         raise UserError(f"{what} must be at least {low:g}{top}, got {value!r}")
+    if math.isinf(value):
+        raise UserError(f"{what} must be finite, got {value!r}")
 
 
 def to_python(value: Any) -> Any:

@@ -40,6 +40,7 @@ class GuidedCrossEntropy(Objective):
 
     def __post_init__(self) -> None:
         check_distance(self.distance)
+        check_range("weight", self.weight, 0)
 
     def takes_two_labels(self) -> bool:
         """True: labels are read through `label_loss`."""

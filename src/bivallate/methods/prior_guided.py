@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bivallate.coupling.implicit import Leaf
+from bivallate.errors import check_range
 from bivallate.lower.aligned_step import AlignedStep
 from bivallate.lower.guided_objectives import SmoothedCrossEntropy
 from bivallate.lower.single_steps import LabelInformation, PriorGuided
@@ -85,6 +86,7 @@ def liet(
     Reference: public code (fzjcdt/LIET); the paper was not available.
     Deviation: see `LabelInformation`.
     """
+    check_range("weight", weight, 0)
     loss = Consistent(NoisyLabels(smoothing), Ramp(weight), "jensen-shannon")
     solver = LabelInformation(step_size, every, least, most)
     objective = SmoothedCrossEntropy(smoothing, random=True)

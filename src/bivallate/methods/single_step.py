@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bivallate.errors import check_range
 from bivallate.lower.distances import DistanceName
 from bivallate.lower.guided_objectives import GuidedCrossEntropy
 from bivallate.lower.objective import kl_to_clean
@@ -142,6 +143,8 @@ def gat(threat: Threat, *, weight: float = 10.0, last: float = 4.0, noise: float
     Reference: Sriramanan et al. 2020, public code (GAT_cifar10.py).
     Deviation: see `GuidedCrossEntropy`.
     """
+    check_range("weight", weight, 0)
+    check_range("last", last, 0)
     grown = Milestones(values=(weight, last * weight), at=(0.86,))
     return _guided(threat, grown, "softmax", noise)
 
@@ -167,6 +170,7 @@ def nuat(threat: Threat, *, weight: float = 4.5, until: float = 0.9, noise: floa
     Reference: Sriramanan et al. 2021, public code (NuAT_cifar10.py).
     Deviation: see `GuidedCrossEntropy`; with several processes the norm is taken over each process's rows.
     """
+    check_range("weight", weight, 0)
     return _guided(threat, Linear(0.0, weight, until), "nuclear", noise)
 
 

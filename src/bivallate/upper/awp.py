@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bivallate import collective
-from bivallate.errors import UserError
+from bivallate.errors import UserError, check_range
 from bivallate.lower.modes import in_mode
 from bivallate.lower.problem import LowerProblem
 from bivallate.parts import part
@@ -54,6 +54,7 @@ class AWP(Loss):
             raise UserError(f"AWP gamma must be a finite number of at least 0, got {self.gamma!r}")
         if not (isinstance(self.warm_up, int) and self.warm_up >= 0):
             raise UserError(f"AWP warm_up is a whole number of epochs, got {self.warm_up!r}")
+        check_range("AWP decay", self.decay, 0)
 
     def check(self, method: Composition) -> None:
         """Raise UserError for weightings that use virtual parameters."""

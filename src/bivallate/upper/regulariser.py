@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bivallate import collective
-from bivallate.errors import UserError
+from bivallate.errors import UserError, check_range
 from bivallate.lower.distances import cosines
 from bivallate.lower.labels import label_loss
 from bivallate.lower.modes import attacking, frozen
@@ -69,8 +69,8 @@ class GradAlign(AroundLoss):
                 "the law of GradAlign's coefficient was fitted for Linf: give a coefficient, for example "
                 f"0.2, with {type(method.threat).__name__}"
             )
-        if self.coefficient is not None and not self.coefficient >= 0:
-            raise UserError(f"GradAlign's coefficient must be at least 0, got {self.coefficient!r}")
+        if self.coefficient is not None:
+            check_range("GradAlign's coefficient", self.coefficient, 0)
 
     def takes_two_labels(self) -> bool:
         """Whether the base does: the penalty reads labels through `label_loss`."""

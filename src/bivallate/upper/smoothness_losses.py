@@ -44,6 +44,7 @@ class Guided(Loss):
 
     def __post_init__(self) -> None:
         check_distance(self.distance)
+        check_range("weight", self.weight, 0)
         check_range("label smoothing", self.smoothing, 0, 1)
 
     def takes_two_labels(self) -> bool:
@@ -101,6 +102,7 @@ class Consistent(AroundLoss):
 
     def __post_init__(self) -> None:
         check_distance(self.distance)
+        check_range("weight", self.weight, 0)
 
     def check(self, method: Composition) -> None:
         """Raise UserError for a solver that does not keep its starting point."""

@@ -77,5 +77,7 @@ class AdamDescent:
 
 
 def _check(lr: float, weight_decay: float) -> None:
-    if not (math.isfinite(lr) and lr > 0 and weight_decay >= 0):
-        raise UserError(f"lr must be positive and weight_decay not negative, got {lr!r} and {weight_decay!r}")
+    if not (math.isfinite(lr) and lr > 0 and math.isfinite(weight_decay) and weight_decay >= 0):
+        raise UserError(
+            f"lr must be positive and weight_decay not negative, both finite, got {lr!r} and {weight_decay!r}"
+        )
