@@ -102,9 +102,10 @@ def report(table: str) -> dict[str, Any]:
 
 
 def rows(shown: Shown, name: str) -> list[dict[str, Any]]:
-    """The rows of a group that have results, with their training passes; the highest first."""
+    """The rows of a group that have results in its best column, with their training passes; the highest
+    first."""
     (group,) = (group for group in report(shown.table)["groups"] if group["group"] == name)
-    found = [row for row in group["rows"] if row["ours"]]
+    found = [row for row in group["rows"] if shown.best in row["ours"]]
     return sorted(found, key=lambda row: -row["ours"][shown.best]["value"])
 
 
@@ -137,7 +138,10 @@ def _table(shown: Shown, label: str, found: list[dict[str, Any]]) -> list[str]:
         epochs = ", ".join(str(entry["epoch"]) for entry in chosen) + f" of {chosen[0]['epochs']}"
         cells = [row["row"], str(len(chosen)), epochs, f"{row['passes']:.0f}"]
         for column in shown.columns:
-            entry = row["ours"][column]
+            entry = row["ours"].get(column)
+            if entry is None:
+                cells.append("not measured")
+                continue
             low, high = (100 * bound for bound in entry["interval_95"])
             interval = f" [{low:.1f}, {high:.1f}]" if column == shown.best or column.startswith("AA") else ""
             cells.append(f"{100 * entry['value']:.1f}%{interval}")
@@ -154,11 +158,11 @@ def _drawn(shown: Shown, found: dict[str, list[dict[str, Any]]]) -> Figure:
     for axes, (label, entries) in zip(panels, found.items(), strict=True):
         attacked = [row for row in reversed(entries) if row["row"] != "plain"]
         for k, (column, name) in enumerate(shown.columns.items()):
-            cells = [row["ours"][column] for row in attacked]
-            values = [100 * cell["value"] for cell in cells]
-            low, high = ([100 * cell["interval_95"][side] for cell in cells] for side in (0, 1))
+            cells = {at: row["ours"][column] for at, row in enumerate(attacked) if column in row["ours"]}
+            values = [100 * cell["value"] for cell in cells.values()]
+            low, high = ([100 * cell["interval_95"][side] for cell in cells.values()] for side in (0, 1))
             above = 0.3 - 0.6 * k / (len(shown.columns) - 1)
-            heights = [place + above for place in range(len(attacked))]
+            heights = [place + above for place in cells]
             axes.hlines(heights, low, high, color=COLOURS[k], linewidth=1, alpha=0.6)
             axes.plot(values, heights, MARKERS[k], color=COLOURS[k], label=name, linestyle="none")
         axes.set_yticks(range(len(attacked)), [row["row"] for row in attacked])
