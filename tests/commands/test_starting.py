@@ -170,6 +170,7 @@ NUMBERS = {
     "distances RUN --steps 0": "--steps must be",
     "distances RUN --targets -1": "--targets must be",
     "transfer RUN --from RUN --batch-size 0": "--batch-size must be",
+    "diagnose RUN --what examples weights": "name of a figure: write --what weights",
     "diagnose RUN --n 1": "--n must be a whole number of at least 2",
     "check-gradient at --n 1": "--n must be a whole number of at least 2",
     "check-gradient at --directions 0": "--directions must be",

@@ -49,8 +49,11 @@ def diagnose(
     data
         where the runs' data are now, if they were moved. [default: as in training]
     """
+    from bivallate.reports.diagnostics.by_name import DIAGNOSES
     from bivallate.reports.diagnostics.diagnose_runs import diagnose as drawn
 
+    for name in (str(run) for run in runs if str(run) in DIAGNOSES and not run.exists()):
+        raise UserError(f"there is no run in {name}, which is the name of a figure: write --what {name}")
     device = machine.prepare()
     asked = {"what": what, "out": out, "n": n, "attack": attack, "fosc_form": fosc_form, "device": device}
     asked |= {"data": data}

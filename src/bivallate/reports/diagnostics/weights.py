@@ -175,7 +175,7 @@ class Extremes(Diagnostic):
     def draw(self) -> Figure:
         """Two rows of images; the colour of the frame shows whether the model classifies them correctly."""
         _, m = self.weights.shape
-        fig = Figure(figsize=(COLUMN * 2, 2.1), layout="constrained")
+        fig = Figure(figsize=(COLUMN * 2, 2.3), layout="constrained")
         grid = fig.subplots(2, m)
         for i, name in enumerate(("lightest", "heaviest")):
             for j in range(m):
@@ -199,7 +199,7 @@ class Extremes(Diagnostic):
             side.set(visible=True, color=colour, linewidth=2)
         ax.set_xticks([])
         ax.set_yticks([])
-        into = "" if adversarial == y else f"→{line(self.classes[adversarial], TILE)}"
+        into = "" if adversarial == y else f"\n→{line(self.classes[adversarial], TILE)}"
         ax.set_title(f"{line(self.classes[y], TILE)}{into}\n{self.weights[i, j]:.2f}", fontsize=6.5, pad=2)
 
 
