@@ -34,10 +34,13 @@ from torch.func import functional_call
 
 import bivallate as bv
 from bivallate import Linf, methods, models
-from bivallate.lower.modes import attacking, frozen
+from bivallate.evaluation.progress_display import duration
+from bivallate.lower.modes import AttackMode, attacking, frozen
 from bivallate.lower.replay import named_first_layer
+from bivallate.lower.second_order import twice_differentiable
 from bivallate.method import Method, facts_for
 from bivallate.methods.entries import create, registry
+from bivallate.models.batchnorm_folding import fold_batchnorm
 from bivallate.types import Batch, Clock
 
 EPS = 8 / 255
@@ -125,16 +128,22 @@ def sum_of(text: str, k: int) -> Floor:
 
 
 def units(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], None]]:
-    """Build the units as plain PyTorch code, which uses only the model's modes from the package."""
+    """Build the units as plain PyTorch code, with the faster passes that the package has for a network.
+
+    They are its modes, BatchNorm folded into convolutions where an attack is in eval mode (here once, by
+    torch's own folding of the whole network), and BatchNorm's second derivative.
+    """
+    folded = fold_batchnorm(model)
 
     def forward() -> None:
         with attacking(model, "eval"), torch.no_grad():
             model(x)
 
-    def input_gradient(mode: str) -> None:
-        with attacking(model, "eval" if mode == "eval" else "train"), frozen(model):
+    def input_gradient(mode: AttackMode) -> None:
+        network = folded if mode == "eval" else model
+        with attacking(network, mode), frozen(network):
             point = torch.zeros_like(x).requires_grad_()
-            torch.autograd.grad(F.cross_entropy(model(x + point), y, reduction="sum"), point)
+            torch.autograd.grad(F.cross_entropy(network(x + point), y, reduction="sum"), point)
 
     def full() -> None:
         F.cross_entropy(model(x), y).backward()
@@ -142,7 +151,8 @@ def units(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], None
 
     def double() -> None:
         point = torch.zeros_like(x).requires_grad_()
-        loss = F.cross_entropy(model(x + point), y, reduction="sum")
+        with twice_differentiable():
+            loss = F.cross_entropy(model(x + point), y, reduction="sum")
         (grad,) = torch.autograd.grad(loss, point, create_graph=True)
         (loss + (grad * grad.detach()).sum()).backward()
         model.zero_grad()
@@ -250,12 +260,16 @@ def main(given: list[str] | None = None) -> bool:
     chosen = {n: v for n, v in catalogue(sizes.steps).items() if n in wanted}
     runs = {n: step(model, method, batch, 10) for n, (method, _, _) in chosen.items()}
     measured = {**units(model, batch.x, batch.y), **{f"method {n}": run for n, run in runs.items()}}
+    print(f"memory of {len(runs)} methods", file=sys.stderr, flush=True)
     plain = peak(step(model, methods.plain(Linf(EPS)), batch, 10), device)  # the first call warms up as well
     memory = {n: peak(run, device) for n, run in {"plain": measured["1"], **runs}.items()}
     times: dict[str, list[float]] = {name: [] for name in measured}
-    for _ in range(sizes.rounds):
+    for number in range(1, sizes.rounds + 1):
+        begun = time.perf_counter()
         for name, run in measured.items():
             times[name].append(seconds(run, device, CLOCKS[sizes.clock]))
+        left = duration((sizes.rounds - number) * (time.perf_counter() - begun))
+        print(f"round {number} of {sizes.rounds}, about {left} left", file=sys.stderr, flush=True)
     return _print(sizes, chosen, times, memory, plain)
 
 
