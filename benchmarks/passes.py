@@ -99,8 +99,8 @@ def catalogue(k: int) -> dict[str, tuple[Method, Floor, float]]:
         "nuat": of("nuat", 1.15, "Ge, 2 1"),
         "elle": of("elle", 1.15, "Gt, 4 1"),
         "aaer": of("aaer", 1.15, "Gt, 1"),
-        "fgsm-pgi": of("fgsm-pgi", 1.15, "Gt, 2 1"),
-        "liet": of("liet", 1.15, "Gt, 2 1"),
+        "fgsm-pgi": of("fgsm-pgi", 1.15, "Gt, 2 1, -1 Ft"),
+        "liet": of("liet", 1.15, "Gt, 2 1, -1 Ft"),
         "sora": of("sora", 1.15, "Gt, 1"),
         "faal": of("faal", 1.15, "k Ge, 1"),
         "cfol": of("cfol", 1.15, "k Ge, 1"),
@@ -114,11 +114,14 @@ def catalogue(k: int) -> dict[str, tuple[Method, Floor, float]]:
     }
 
 
-UNITS = {"Fe": "F eval", "Ge": "G eval", "Gt": "G train", "1": "1", "D": "D", "J": "J", "S": "S"}
+UNITS = {"Fe": "F eval", "Ft": "F train", "Ge": "G eval", "Gt": "G train"} | {u: u for u in "1DJS"}
 
 
 def sum_of(text: str, k: int) -> Floor:
-    """Time of a floor, such as "k Ge, 2 1": k input gradients in eval mode and two parameter gradients."""
+    """Time of a floor, such as "k Ge, 2 1": k input gradients in eval mode and two parameter gradients.
+
+    "Gt, 2 1, -1 Ft" is an attack's pass, of which the loss takes a parameter gradient too, and another.
+    """
     terms = []
     for term in text.split(", "):
         number, _, unit = term.rpartition(" ")
@@ -135,8 +138,8 @@ def units(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], None
     """
     folded = fold_batchnorm(model)
 
-    def forward() -> None:
-        with attacking(model, "eval"), torch.no_grad():
+    def forward(mode: AttackMode) -> None:
+        with attacking(model, mode), torch.no_grad():
             model(x)
 
     def input_gradient(mode: AttackMode) -> None:
@@ -170,7 +173,8 @@ def units(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], None
             torch.autograd.grad(first(x + point).sum(), point)
 
     return {
-        "F eval": forward,
+        "F eval": lambda: forward("eval"),
+        "F train": lambda: forward("train"),
         "G eval": lambda: input_gradient("eval"),
         "G train": lambda: input_gradient("train"),
         "1": full,
@@ -181,15 +185,15 @@ def units(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], None
 
 
 def step(model: nn.Module, method: Method, batch: Batch, classes: int) -> Callable[[], None]:
-    """One minibatch of a method with all its replays, optimiser included, in the last epoch of twelve: no
-    burn-in, the curriculum at its height."""
+    """One minibatch of a method with all its replays, optimiser included: the sixth of ten in the last epoch
+    of twelve, with no burn-in and the curriculum at its height; LIET looks at a grey image in the first."""
     batch = batch if method.weighting.needs_meta else Batch(batch.x, batch.y, batch.index)
     bound = method.bind(facts_for(model, batch.x, classes))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
 
     def run() -> None:
         for replay in range(method.replays):
-            bv.train_step(model, optimizer, bound, batch, Clock(11, 12, 0, 1, replay))
+            bv.train_step(model, optimizer, bound, batch, Clock(11, 12, 5, 10, replay))
 
     return run
 
