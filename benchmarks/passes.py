@@ -265,8 +265,9 @@ def main(given: list[str] | None = None) -> bool:
     runs = {n: step(model, method, batch, 10) for n, (method, _, _) in chosen.items()}
     measured = {**units(model, batch.x, batch.y), **{f"method {n}": run for n, run in runs.items()}}
     print(f"memory of {len(runs)} methods", file=sys.stderr, flush=True)
-    plain = peak(step(model, methods.plain(Linf(EPS)), batch, 10), device)  # the first call warms up as well
-    memory = {n: peak(run, device) for n, run in {"plain": measured["1"], **runs}.items()}
+    plain = step(model, methods.plain(Linf(EPS)), batch, 10)
+    plain()  # which warms up
+    memory = {n: peak(run, device) for n, run in {"plain": plain, **runs}.items()}
     times: dict[str, list[float]] = {name: [] for name in measured}
     for number in range(1, sizes.rounds + 1):
         begun = time.perf_counter()
@@ -274,7 +275,7 @@ def main(given: list[str] | None = None) -> bool:
             times[name].append(seconds(run, device, CLOCKS[sizes.clock]))
         left = duration((sizes.rounds - number) * (time.perf_counter() - begun))
         print(f"round {number} of {sizes.rounds}, about {left} left", file=sys.stderr, flush=True)
-    return _print(sizes, chosen, times, memory, plain)
+    return _print(sizes, chosen, times, memory)
 
 
 def _subject(sizes: argparse.Namespace) -> tuple[nn.Module, Batch]:
@@ -291,7 +292,6 @@ def _print(
     chosen: dict[str, tuple[Method, Floor, float]],
     times: dict[str, list[float]],
     memory: dict[str, float | None],
-    plain: float | None,
 ) -> bool:
     middle = {name: statistics.median(t) for name, t in times.items()}
     least = {name: min(t) for name, t in times.items()}
@@ -308,7 +308,7 @@ def _print(
     for name, (_, floor, target) in chosen.items():
         time_, low = middle[f"method {name}"], least[f"method {name}"]
         ratio, best = time_ / floor(middle), low / floor(least)
-        bytes_, base = memory.get(name), memory.get("plain") or plain
+        bytes_, base = memory.get(name), memory["plain"]
         relative = f"{bytes_ / base:.2f}" if bytes_ is not None and base else "-"
         reached = ratio <= target
         met &= reached

@@ -152,6 +152,8 @@ def test_values_of_the_wrong_kind_are_told(ask, given: dict[str, object], messag
         ("gat.weight", "-1", "weight must be at least 0, got -1"),
         ("bilaw.net_weight_decay", "inf", "both finite"),
         ("fast-at-ga.coefficient", "inf", "GradAlign's coefficient must be finite, got inf"),
+        ("fat.omega", "-1", "jitter must be at least 0, got -1"),
+        ("fast-bat.rho", "inf", "gain must be finite, got inf"),
         ("at-awp.decay", "-0.1", "AWP decay must be at least 0, got -0.1"),
     ],
 )

@@ -36,7 +36,7 @@ def check_range(what: str, value: object, low: float, high: float = math.inf) ->
     if not low <= value <= high:
         top = "" if math.isinf(high) else f" and at most {high:g}"
         raise UserError(f"{what} must be at least {low:g}{top}, got {value!r}")
-    if math.isinf(value):
+    if value == math.inf:
         raise UserError(f"{what} must be finite, got {value!r}")
 
 

@@ -24,6 +24,13 @@ def test_a_figure_says_what_it_is_drawn_of(tmp_path: Path, capsys) -> None:
     assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == ["DONE-PGD", "AT"]
     assert command(["reproduce", "E15", "--only", "DONE-PGD", "--list", *place]) == 2
     assert "unknown row of T-B2 'DONE-PGD'" in capsys.readouterr().err
+    of_adam = ["reproduce", "E13-DONE", "--only", "AT", "done-adam", "--list", *place]
+    assert command(of_adam) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2, "the row of this name, not all rows of the method"
+    assert command(["reproduce", "E13-DONE-CUT", "--only", "AT", "FAT", "--scale", "cpu", *place]) == 2
+    assert "E13-DONE-CUT is of imbalanced 0.2, for which T-D1 has no FAT" in capsys.readouterr().err
+    assert command(["reproduce", "E11-SIZES", "--only", "Dynamic", *place]) == 2
+    assert "of variants of Standard alone: leave out --only" in capsys.readouterr().err
     assert command(["reproduce", "T-B7", "--jobs", "-1", "--list", *place]) == 2
     assert "--jobs must be a whole number of at least 1, got -1" in capsys.readouterr().err
     assert command(["reproduce", "T-B7", "--device", "nope", *place]) == 2

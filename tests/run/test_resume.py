@@ -180,14 +180,15 @@ def test_one_command_begins_a_run_and_goes_on_with_it(tmp_path, monkeypatch):
         kill_after(patch, 4)
         with pytest.raises(Killed):
             start(out=tmp_path / "killed")
-    gone_on = start(out=tmp_path / "killed")
+    own = r"goes on with its own checkpoint_minutes=1e-06, keep=\(\): .*config.toml"
+    with pytest.warns(UserWarning, match=own):
+        gone_on = start(out=tmp_path / "killed", keep=(1,), checkpoint_minutes=9.0)
     same_files(tmp_path / "whole", tmp_path / "killed", "model.safetensors")
     assert [line["epoch"] for line in gone_on.history] == [line["epoch"] for line in whole.history]
     before = (tmp_path / "whole" / "model.safetensors").stat().st_mtime_ns
     assert len(start(out=tmp_path / "whole").history) == len(whole.history)  # finished: nothing is left to do
     assert (tmp_path / "whole" / "model.safetensors").stat().st_mtime_ns == before
-    with pytest.warns(UserWarning, match=r"keeps its own checkpoint_minutes=1e-06, keep=\(\): .*config.toml"):
-        start(out=tmp_path / "whole", keep=(1,), checkpoint_minutes=9.0)
+    start(out=tmp_path / "whole", keep=(1,), checkpoint_minutes=9.0)  # and nothing that could be kept
     with pytest.raises(UserError, match=r"is another one: .*lr differs"):
         start(out=tmp_path / "whole", lr=0.01)
     with pytest.raises(UserError, match="cannot go with overwrite"):

@@ -168,6 +168,8 @@ def _figure(
     figure = find_figure(name, only)
     cells = cells_of(figure, scale)
     to_stderr(f"{figure.name}: {figure.title}, from {figure.table}'s trainings on {cells[0].group}")
+    if figure.rows != find_figure(name).rows:
+        to_stderr(f"of {', '.join(figure.rows)} instead of the paper's {', '.join(find_figure(name).rows)}")
     if figure.differs:
         to_stderr(f"differs from the paper's: {figure.differs}")
     if only_list:
@@ -175,8 +177,8 @@ def _figure(
             say(f"{cell.row}, {cell.group}  ({cell.name})")
         return 0
     shown = None if scale == "smoke" else TerminalProgress
-    for path in draw(
-        figure, scale, records, runs, device=device, threads=threads, say=to_stderr, shown=shown
-    ):
+    options = {"device": device, "threads": threads, "say": to_stderr, "shown": shown}
+    drawn = draw(figure, scale, records, runs, **options)
+    for path in drawn:
         say(path)
-    return 0
+    return 0 if drawn else 1

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bivallate.coupling.implicit import Coupling, Sensitivity, with_implicit_gradient
 from bivallate.coupling.linear_solve import curvature_solve
-from bivallate.errors import UserError, unknown
+from bivallate.errors import UserError, check_range, unknown
 from bivallate.lower.problem import LowerProblem
 from bivallate.parts import part
 from bivallate.types import Solution, per_example
@@ -56,6 +56,7 @@ class LastStep(Coupling):
     def __post_init__(self) -> None:
         if not (math.isfinite(self.step_size) and self.step_size > 0):
             raise UserError(f"LastStep step_size must be a positive number, got {self.step_size!r}")
+        check_range("gain", self.gain, 0)
         if self.cross_at not in ("z", "delta"):
             raise unknown("cross_at", str(self.cross_at), ["z", "delta"])
 

@@ -61,6 +61,7 @@ class PGD(Solver):
         check_whole("PGD steps", self.steps, 0)
         if not (math.isfinite(self.step_size) and self.step_size >= 0):
             raise UserError(f"PGD step_size must be a finite number of at least 0, got {self.step_size!r}")
+        check_range("jitter", self.jitter, 0)
 
     def fixed_steps(self) -> int:
         """Return `steps`; a stop may end the attack on an example earlier."""

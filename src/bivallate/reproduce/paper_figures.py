@@ -30,13 +30,16 @@ POINTS = {"smoke": 32, "cpu": 500, "full": 1000}
 def find_figure(name: str, only: Sequence[str] = ()) -> PaperFigure:
     """The figure of this name, of the paper's rows or of the rows `only` of the same table.
 
-    Raises UserError for an unknown figure or row, with the nearest one.
+    Raises UserError for an unknown figure or row, with the nearest one, and for other rows of a figure of
+    variants.
     """
     if name.upper() not in FIGURES:
         raise unknown("figure", name, FIGURES)
     figure = FIGURES[name.upper()]
     if not only:
         return figure
+    if figure.variants:
+        raise UserError(f"{figure.name} is of variants of {', '.join(figure.rows)} alone: leave out --only")
     table = find(figure.table)
     return replace(figure, rows=tuple(dict.fromkeys(cell.row for cell in chosen(table, table.cells, only))))
 
@@ -44,13 +47,20 @@ def find_figure(name: str, only: Sequence[str] = ()) -> PaperFigure:
 def cells_of(figure: PaperFigure, scale: Scale) -> list[Cell]:
     """The cells whose runs the figure needs, in the order of its rows.
 
-    Raises UserError if the table has none of them at this scale.
+    Raises UserError if the table lacks one of them at this scale.
     """
-    cells = [cell for cell in at_scale(find(figure.table), scale) if cell.row in figure.rows]
+    every = at_scale(find(figure.table), scale)
+    cells = [cell for cell in every if cell.row in figure.rows]
     if not cells:
         raise UserError(f"{figure.name} needs cells of {figure.table} that scale {scale} does not have")
-    group = _group(figure, cells)
+    group = figure.group if any(cell.group == figure.group for cell in every) else _group(figure, cells)
     first = sorted((c for c in cells if c.group == group), key=lambda cell: figure.rows.index(cell.row))
+    absent = [row for row in figure.rows if row not in {cell.row for cell in first}]
+    if absent:
+        raise UserError(
+            f"{figure.name} is of {group}, for which {figure.table} has no {', '.join(absent)} "
+            f"at scale {scale}"
+        )
     first = [cell.but(keep=tuple(sorted({*cell.keep, *figure.keep}))) for cell in first]
     if figure.variants:
         return [
@@ -66,10 +76,7 @@ def cells_of(figure: PaperFigure, scale: Scale) -> list[Cell]:
 
 
 def _group(figure: PaperFigure, cells: list[Cell]) -> str:
-    """The figure's group if the scale has it; else that of the largest eps for radii, or the first."""
-    named = [cell.group for cell in cells if cell.group == figure.group]
-    if named:
-        return named[0]
+    """The group at a scale that lacks the figure's own: that of the largest eps for radii, or the first."""
     return max(cells, key=lambda cell: parse_number(cell.eps)).group if figure.radii else cells[0].group
 
 

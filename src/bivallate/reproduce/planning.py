@@ -53,15 +53,20 @@ def jobs_of(
 
 
 def chosen(table: PaperTable, cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
-    """The cells whose row or method is in `only`, in the order of `only`. Raises UserError for others."""
+    """The cells of the rows `only`, in that order; a name that no row has is that of a method.
+
+    Raises UserError for others.
+    """
     if not only:
         return list(cells)
-    known = {name.lower() for cell in table.cells for name in (cell.row, cell.method)}
+    rows, methods = {c.row.lower() for c in table.cells}, {c.method for c in table.cells}
     found: list[Cell] = []
     for name in only:
-        if name.lower() not in known:
+        key = name.lower()
+        if key not in rows | methods:
             raise unknown(f"row of {table.name}", name, {c.row for c in table.cells})
-        found += [c for c in cells if name.lower() in (c.row.lower(), c.method) and c not in found]
+        asked = [c for c in cells if key == (c.row.lower() if key in rows else c.method)]
+        found += [c for c in asked if c not in found]
     return found
 
 

@@ -114,9 +114,16 @@ def execute(
         return finish(session, RunFolder(out), shown, lock, max_minutes, told)
 
 
+class _Silent(Progress):
+    def note(self, text: str) -> None:
+        """Say nothing."""
+
+
 def first_rank_progress(progress: Progress | None) -> Progress:
-    """The progress on the first rank; one that shows nothing on the others."""
-    return progress if progress is not None and collective.rank() == 0 else Progress()
+    """The progress on the first rank; one that says nothing on the others."""
+    if collective.rank() == 0:
+        return progress if progress is not None else Progress()
+    return _Silent()
 
 
 @contextmanager

@@ -18,7 +18,15 @@ from bivallate.quoting import command
 from bivallate.run.arithmetic import within
 from bivallate.run.checkpoint import Checkpoint, list_all
 from bivallate.run.config import Config
-from bivallate.run.execution import Run, check_minutes, execute, finish, first_rank_progress, locked_folder
+from bivallate.run.execution import (
+    Run,
+    check_minutes,
+    check_possible,
+    execute,
+    finish,
+    first_rank_progress,
+    locked_folder,
+)
 from bivallate.run.first_network import first_network
 from bivallate.run.folder import RunFolder
 from bivallate.run.from_config import create_model, own_data, pick_device
@@ -33,7 +41,7 @@ from bivallate.run.reopen import FREE, Tell, differing, reopen, reopened, repair
 from bivallate.run.session import Session
 from bivallate.run.trainer import limit_threads
 
-KEPT = ("graphs", "keep", "data.workers", "data.resident", "checkpoint_minutes")
+KEPT = ("graphs", "keep", "data.resident", "checkpoint_minutes")
 # Of the settings that may differ (`FREE`), those that a run which is gone on with takes from its own file.
 
 
@@ -109,6 +117,7 @@ def resume(
             planned = dataclasses.replace(planned, channels_last=config.channels_last)
             if collective.rank() == 0:
                 planned.write(folder.config)
+        check_possible(config, loaded)
         session = Session(config, loaded, network)
         if found is not None:
             unpack(session, found)
@@ -184,9 +193,12 @@ def _check_same(config: Config, folder: RunFolder, tell: Tell) -> None:
     free = (*FREE, "channels_last") if config.channels_last == "auto" else FREE
     differ = differing(config, there)
     other = [key for key in differ if key not in free]
-    if not other and any(key in KEPT for key in differ):
-        kept = ", ".join(f"{key}={attrgetter(key)(there)}" for key in differ if key in KEPT)
-        tell(f"the run in {folder.path} keeps its own {kept}: to change that, edit {folder.config}")
+    kept = [f"{key}={attrgetter(key)(there)}" for key in differ if key in KEPT]
+    if kept and not other and len(folder.read_metrics()) < there.epochs:
+        tell(
+            f"the run in {folder.path} goes on with its own {', '.join(kept)}: to change that for the epochs "
+            f"that are left, edit {folder.config}"
+        )
     if other:
         raise UserError(
             f"the run in {folder.path} is another one: {', '.join(other[:5])} "
