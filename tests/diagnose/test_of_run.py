@@ -154,6 +154,21 @@ def test_pictures_of_several_runs_and_their_data_are_written(runs, tmp_path):
         assert drawn.save(tmp_path / name).stat().st_size > 1000
 
 
+def test_data_are_read_without_unpickling(runs, tmp_path):
+    alone = {"alignment-by-epoch", "fosc-over-epochs", "fosc", "fosc-traces", "landscape", "confusion"}
+    of = dict.fromkeys(alone, "at") | dict.fromkeys(
+        ("weights", "weights-over-epochs", "weights-by-margin", "examples", "likelihoods"), "mail"
+    )
+    for name, run in of.items():
+        DIAGNOSES[name](subject([runs / run], weights="last", n=30)).save(tmp_path / name, ("svg",))
+    files = list(tmp_path.glob("*.npz"))
+    assert len(files) >= 6
+    for file in files:
+        with np.load(file, allow_pickle=False) as kept:
+            assert {name: kept[name].dtype.kind for name in kept}, file
+    assert float(np.load(tmp_path / "fosc-over-epochs.npz")["within_0.1 at 1"]) <= 1
+
+
 def test_landscapes_are_those_of_each_run(runs):
     drawn = DIAGNOSES["landscapes"](subject([runs / "at", runs / "mail"], weights="last", n=30))
     one = DIAGNOSES["landscape"](subject([runs / "mail"], weights="last", n=30))

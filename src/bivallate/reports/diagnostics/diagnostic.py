@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,17 @@ def stem_of(path: str | Path) -> Path:
 
 
 def write_data(stem: Path, data: dict[str, Any]) -> Path:
-    """Write the data as stem.npz if it holds arrays, else as stem.json; return the path."""
+    """Write the data as stem.npz if it holds arrays, else as stem.json; return the path.
+
+    Numbers within dictionaries become arrays of their own, with their keys behind one another as the name, so
+    that a file has nothing that only unpickling could read.
+    """
     if not any(isinstance(value, np.ndarray) for value in data.values()):
         path = stem.with_name(f"{stem.name}.json")
         write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
         return path
     path = stem.with_name(f"{stem.name}.npz")
-    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in data.items()}
+    arrays = dict(_named_arrays(data))
 
     def write(place: Path) -> None:
         with place.open("wb") as stream:
@@ -73,3 +78,14 @@ def write_data(stem: Path, data: dict[str, Any]) -> Path:
 
     write_whole(path, write)
     return path
+
+
+def _named_arrays(data: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in data.items():
+        if isinstance(value, dict):
+            yield from _named_arrays(value, f"{before}{name} ")
+            continue
+        array = np.asarray(value)
+        if array.dtype.hasobject:
+            raise TypeError(f"{before}{name} cannot be an array: {value!r}")
+        yield f"{before}{name}", array
