@@ -165,11 +165,11 @@ def _figure(
     from bivallate.reproduce.paper_figures import cells_of, draw, find_figure
     from bivallate.run.progress import TerminalProgress
 
-    figure = find_figure(name, only)
+    figure, papers = find_figure(name, only), find_figure(name)
     cells = cells_of(figure, scale)
     to_stderr(f"{figure.name}: {figure.title}, from {figure.table}'s trainings on {cells[0].group}")
-    if figure.rows != find_figure(name).rows:
-        to_stderr(f"of {', '.join(figure.rows)} instead of the paper's {', '.join(find_figure(name).rows)}")
+    if figure.rows != papers.rows:
+        to_stderr(f"of {', '.join(figure.rows)} instead of the paper's {', '.join(papers.rows)}")
     if figure.differs:
         to_stderr(f"differs from the paper's: {figure.differs}")
     if only_list:

@@ -53,7 +53,7 @@ def cells_of(figure: PaperFigure, scale: Scale) -> list[Cell]:
     cells = [cell for cell in every if cell.row in figure.rows]
     if not cells:
         raise UserError(f"{figure.name} needs cells of {figure.table} that scale {scale} does not have")
-    group = figure.group if any(cell.group == figure.group for cell in every) else _group(figure, cells)
+    group = figure.group if figure.group in {cell.group for cell in every} else _other_group(figure, cells)
     first = sorted((c for c in cells if c.group == group), key=lambda cell: figure.rows.index(cell.row))
     absent = [row for row in figure.rows if row not in {cell.row for cell in first}]
     if absent:
@@ -75,7 +75,7 @@ def cells_of(figure: PaperFigure, scale: Scale) -> list[Cell]:
     return [next((own for own in cells if own.but(group=new.group) == new), new) for new in swept]
 
 
-def _group(figure: PaperFigure, cells: list[Cell]) -> str:
+def _other_group(figure: PaperFigure, cells: list[Cell]) -> str:
     """The group at a scale that lacks the figure's own: that of the largest eps for radii, or the first."""
     return max(cells, key=lambda cell: parse_number(cell.eps)).group if figure.radii else cells[0].group
 

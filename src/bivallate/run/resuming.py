@@ -193,17 +193,17 @@ def _check_same(config: Config, folder: RunFolder, tell: Tell) -> None:
     free = (*FREE, "channels_last") if config.channels_last == "auto" else FREE
     differ = differing(config, there)
     other = [key for key in differ if key not in free]
-    kept = [f"{key}={attrgetter(key)(there)}" for key in differ if key in KEPT]
-    if kept and not other and len(folder.read_metrics()) < there.epochs:
-        tell(
-            f"the run in {folder.path} goes on with its own {', '.join(kept)}: to change that for the epochs "
-            f"that are left, edit {folder.config}"
-        )
     if other:
         raise UserError(
             f"the run in {folder.path} is another one: {', '.join(other[:5])} "
             f"differ{'s' if len(other) == 1 else ''}; name another folder with out=..., or go on with it by "
             f"`{command('resume', folder.path)}`"
+        )
+    kept = [f"{key}={attrgetter(key)(there)}" for key in differ if key in KEPT]
+    if kept and len(folder.read_metrics()) < there.epochs:
+        tell(
+            f"the run in {folder.path} goes on with its own {', '.join(kept)}: to change that for the epochs "
+            f"that are left, edit {folder.config}"
         )
 
 
