@@ -50,6 +50,7 @@ from bivallate.run.signals import Interrupted
 FAST = ("FAST-AT", "FAST-BAT", "FAST-AT-GA", "PGD-2-AT", "N-FGSM")
 DONE = ("AT", "MAIL", "GAIRAT", "FAT", "DONE-ADAM", "DONE-PGD", "DONE-GD")
 BILAW = ("AT", "GAIRAT", "MAIL", "TRADES (1/lambda=6)", "BiLAW")
+LEARNT = ("AT", "MAIL", "GAIRAT", "TRADES (1/lambda=6)", "WMMR", "Non-parametric", "BiLAW", "BiLAW-TRADES")
 EQUAL = ("FAST-BAT (equal cost)", "N-FGSM (equal cost)")
 ORDER = (  # table, rows (empty: all), group, seeds (empty: those asked for)
     ("T-F1", FAST, "CIFAR-10 @8", ()),
@@ -67,11 +68,14 @@ NARROW = (
     ("T-D1", ("AT", "MAIL", "GAIRAT", "FAT"), "balanced", (0,)),
     ("T-F1", FAST, "CIFAR-10 @8", (0,)),
     ("T-F1", ("FAST-BAT", "FAST-AT"), "CIFAR-10 @16", (0, 1)),
+    ("T-B2", LEARNT[::-1], "small-CNN .031", (0,)),
+    ("T-C1", ("FAAL", "CFA", "TRADES", "DAFA", "WAT", "CFOL"), "balanced", (0,)),
+    ("T-S1", ("PGD-AT",), "CIFAR-10 @16", (0,)),
     ("T-S1", (), "CIFAR-10 @8", (0,)),
     ("T-S1", (), "CIFAR-10 @16", (0,)),
+    ("T-B2", LEARNT[::-1], "small-CNN .0078", (0,)),
     ("T-C1", (), "balanced", (0,)),
-    ("T-B2", BILAW[::-1], "small-CNN .031", (0,)),
-    ("T-D1", (*DONES, "AT", "MAIL", "GAIRAT"), "imbalanced 0.2", (0,)),
+    ("T-D1", (*DONES, "AT", "MAIL", "GAIRAT", "WMMR"), "imbalanced 0.2", (0,)),
     ("T-B1", ("BiLAW", "BiLAW-TRADES"), "MNIST tiny-CNN linf", (0, 1, 2)),
     ("T-Y1", ("Dynamic", "Standard", "Curriculum", "Unsecured"), "MNIST", (0,)),
     ("T-B1", EQUAL, "MNIST tiny-CNN linf", (0,)),
@@ -89,7 +93,8 @@ def plan(chosen: argparse.Namespace) -> list[Job]:
     rounds.append([(entry, seed) for entry in order for seed in entry[3]])
     for (name, rows, group, _), seed in itertools.chain.from_iterable(rounds):
         found = jobs_of(find(name), chosen.scale, seeds=(seed,), only=rows, **where)
-        jobs += [job for job in found if job.cell.group == group]
+        there = {path_of(job) for job in jobs}
+        jobs += [job for job in found if job.cell.group == group and path_of(job) not in there]
 
     def suited(cell: Cell) -> Cell:
         made = plain(cell) if chosen.float32 else quick(cell)
