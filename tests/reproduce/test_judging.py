@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from bivallate.evaluation.statistics import mcnemar
+from bivallate.evaluation.statistics import mcnemar, wilson
 from bivallate.reproduce.judging import _score_interval as score_interval
 from bivallate.reproduce.judging import judge_claim, sign_flip
 from bivallate.reproduce.paper_table import Claim, PaperTable
@@ -209,3 +209,15 @@ def test_sign_flip_counts_every_sign() -> None:
     signs = np.array(np.meshgrid(*[[-1, 1]] * 4)).reshape(4, -1).T
     totals = np.abs(signs @ np.abs(sums[sums != 0]))
     assert sign_flip(sums) == pytest.approx(float((totals >= abs(sums.sum())).mean()))
+
+
+@pytest.mark.parametrize(("clean", "status"), [(60, "confirmed"), (17, "confirmed"), (15, "undecided")])
+def test_who_has_learnt_nothing_is_no_rival(clean: int, status: str) -> None:
+    """Of ten classes and 100 points 15 right may be a guess, [9.3, 23.3], and 17 are more, [10.9, 25.5]."""
+    records = [by_hand("A", verdicts(60)), by_hand("B", verdicts(5))]
+    for record, right in zip(records, (60, clean), strict=True):
+        column = {"what": "clean", "score": "pgd-20", "unit": "fraction", "value": right / 100}
+        record.entry["columns"]["SA"] = column | {"interval_95": list(wilson(right, 100))}
+        record.entry["scores"]["pgd-20"]["per_class"] = [0.1] * 10
+    verdict = judge_claim(TABLE, PGD, "g", records)
+    assert (verdict.status, verdict.at_chance) == (status, ("B",) if status == "undecided" else ())

@@ -27,8 +27,8 @@ class Judgement:
     Attributes:
         claim, group: the claim, and the group of columns.
         status: "confirmed" if the claim's inequality holds at the 5 % level by the interval and, if there is
-            one, by the exact test; "not confirmed" if its opposite does; "undecided" if neither does; "not
-            run" if a record is missing.
+            one, by the exact test; "not confirmed" if its opposite does; "undecided" if neither does, or if a
+            row is at chance; "not run" if a record is missing.
         difference, interval_95: our difference, positive in the claim's direction, and its 95 % interval.
         p: two-sided p-value of the exact test, or None.
         how: name of the test.
@@ -36,6 +36,7 @@ class Judgement:
         paper: the paper's difference in the printed unit, or None.
         unit: unit of our difference.
         unweighted: rows whose example weights were nearly equal up to the reported epoch.
+        at_chance: rows that have learnt nothing; the claim is then undecided, whatever the test says.
     """
 
     claim: Claim
@@ -49,6 +50,7 @@ class Judgement:
     paper: float | None = None
     unit: str = "fraction"
     unweighted: tuple[str, ...] = ()
+    at_chance: tuple[str, ...] = ()
 
     @property
     def paper_agrees(self) -> bool | None:
@@ -74,6 +76,7 @@ class Judgement:
             "theirs": self.claim.theirs,
             "paper_agrees": self.paper_agrees,
             "unweighted": list(self.unweighted),
+            "at_chance": list(self.at_chance),
         }
 
 
@@ -91,11 +94,12 @@ def judge_claim(table: PaperTable, claim: Claim, group: str, records: Sequence[R
     if claim.margin and p is not None:
         p = None  # the test is of equality, but the claim allows for a margin
         how = "paired score interval" if len(pairs) == 1 else "paired interval over the seeds"
-    status = _status(claim, interval, p)
     unit = pairs[0][0].columns[claim.column]["unit"]
-    sides = zip((claim.better, claim.worse), zip(*pairs, strict=True), strict=True)
+    sides = list(zip((claim.better, claim.worse), zip(*pairs, strict=True), strict=True))
     alike = tuple(row for row, side in sides if any(record.unweighted for record in side))
-    return Judgement(claim, group, status, difference, interval, p, how, seeds, paper, unit, alike)
+    guessing = tuple(row for row, side in sides if any(record.at_chance for record in side))
+    status = "undecided" if guessing else _status(claim, interval, p)
+    return Judgement(claim, group, status, difference, interval, p, how, seeds, paper, unit, alike, guessing)
 
 
 def _paper(table: PaperTable, claim: Claim, group: str) -> float | None:

@@ -128,6 +128,17 @@ class Record:
         return weighting["kind"] != "Equal" and bool(even) and all(even)
 
     @property
+    def at_chance(self) -> bool:
+        """Whether the network is not shown to be better than a guess on clean images.
+
+        That is, the interval of its clean accuracy reaches down to one over the number of classes.
+        """
+        clean = [column for column in self.columns.values() if column["what"] == "clean"]
+        classes = [len(score["per_class"]) for score in self.entry["scores"].values() if "per_class" in score]
+        lowest = [column["interval_95"][0] for column in clean if column["interval_95"] is not None]
+        return bool(classes) and any(low <= 1 / max(classes) for low in lowest)
+
+    @property
     def _history(self) -> list[dict[str, Any]]:
         return self.entry.get("training", {}).get("history", [])
 

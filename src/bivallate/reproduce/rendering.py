@@ -16,7 +16,7 @@ from bivallate.reproduce.paper_table import PaperTable, Scale
 from bivallate.reproduce.records import Record, has_worst_class, of_cell, worst_class_of
 from bivallate.reproduce.scaling import at_scale, describe, sources_at_scale
 
-__all__ = ["alike", "contrary", "difference_text", "latex", "markdown", "side_by_side"]
+__all__ = ["contrary", "difference_text", "latex", "markdown", "remark", "side_by_side"]
 
 NOT_RUN = "not run"
 
@@ -216,7 +216,7 @@ def _claim(entry: dict[str, Any]) -> list[str]:
     paper = "-" if entry["paper"] is None else f"{entry['paper']:+.2f}"
     ours = difference_text(entry)
     how = entry["how"] + (f", p = {entry['p']:.2g}" if entry["p"] is not None else "")
-    text = entry["claim"] + ("" if entry["theirs"] else " (our question)") + contrary(entry) + alike(entry)
+    text = entry["claim"] + ("" if entry["theirs"] else " (our question)") + contrary(entry) + remark(entry)
     return [text, entry["group"], paper, ours, entry["status"], how or "-"]
 
 
@@ -225,8 +225,10 @@ def contrary(entry: dict[str, Any]) -> str:
     return " (not so in the paper's figures)" if entry["theirs"] and entry["paper_agrees"] is False else ""
 
 
-def alike(entry: dict[str, Any]) -> str:
-    """A remark if a method's example weights were nearly equal up to the reported epoch; otherwise empty."""
+def remark(entry: dict[str, Any]) -> str:
+    """A remark if a method is at chance, or its example weights were nearly equal; otherwise empty."""
+    if guessing := " and ".join(entry["at_chance"]):
+        return f" ({guessing} at chance)"
     rows = " and ".join(entry["unweighted"])
     return f" (weights of {rows} nearly equal)" if rows else ""
 

@@ -9,7 +9,7 @@ from bivallate.files import write_json, write_text
 from bivallate.reproduce.paper_table import QUESTIONS, PaperTable, Scale
 from bivallate.reproduce.papers.catalogue import tables
 from bivallate.reproduce.records import read_records
-from bivallate.reproduce.rendering import alike, contrary, difference_text, latex, markdown, side_by_side
+from bivallate.reproduce.rendering import contrary, difference_text, latex, markdown, remark, side_by_side
 
 __all__ = ["page", "write_page", "write_table"]
 
@@ -30,7 +30,9 @@ the choice of the test points, not for training: with one seed they say nothing 
 is tested separately: of twenty claims that do not hold, one is expected to be decided wrongly. "Not so in the
 paper's figures" marks a claim in a paper's text that its own table contradicts in this setting. "Weights
 nearly equal" marks a claim on a method whose example weights were nearly equal (effective sample size of at
-least 95 %) in all epochs up to the reported one, so that the verdict says nothing about its weights.
+least 95 %) in all epochs up to the reported one, so that the verdict says nothing about its weights. "At
+chance" marks a claim on a method whose network is not shown to be better than a guess on clean images: it has
+not learnt under this recipe, so the claim is undecided, whoever is above.
 
 "Passes" are forward and backward passes of the whole training, per example. Seconds per epoch are wall time
 (the median epoch), also if the machine had other work. "Epoch" is that of the reported weights, with the
@@ -94,19 +96,19 @@ def _questions(reports: Reports) -> str:
 
 
 def _tally(claims: list[dict[str, Any]]) -> str:
-    """Numbers of claims by verdict; claims on methods with nearly equal weights are counted apart."""
-    counted = [c for c in claims if not c["unweighted"]]
+    """Numbers of claims by verdict; those on methods at chance or with nearly equal weights do not count."""
+    counted = [c for c in claims if not c["unweighted"] and not c["at_chance"]]
     counts = {s: sum(c["status"] == s for c in counted) for s in ("confirmed", "not confirmed", "undecided")}
     text = "Claims: " + ", ".join(f"{n} {status}" for status, n in counts.items())
     rest = len(claims) - len(counted)
-    return text + (f"; {rest} of nearly equal weights do not count." if rest else ".")
+    return text + (f"; {rest} at chance or of nearly equal weights do not count." if rest else ".")
 
 
 def _answer(report: dict[str, Any], claim: dict[str, Any]) -> str:
     where = f"{report['table']} `{report['scale']}`, {claim['group']}"
     figures = difference_text(claim)
     paper = "" if claim["paper"] is None else f"; paper {claim['paper']:+.2f}"
-    text = claim["claim"] + contrary(claim) + alike(claim)
+    text = claim["claim"] + contrary(claim) + remark(claim)
     return f"- {where}: {text}: **{claim['status']}** ({figures}{paper})"
 
 
