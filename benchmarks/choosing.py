@@ -68,7 +68,7 @@ def strongest(found: dict[Setting, dict[str, list[Row]]]) -> list[Setting]:
 
 
 def table(setting: Setting, methods: dict[str, list[Row]], origins: Sequence[Setting]) -> str:
-    """Markdown of one setting, which those of all `origins` share with all its figures."""
+    """Markdown of one setting, whose figures contain those of all `origins`."""
     some = next(iter(methods.values()))[0]
     known = all(row.worst is not None for rows in methods.values() for row in rows)
     lines = [
@@ -109,12 +109,19 @@ def _mean(rows: Sequence[Row], key: str) -> float:
 def tables() -> str:
     """The tables between the markers, as Markdown."""
     found = settings(every(ROOT / "results")[0])
-    shared: dict[tuple, list[Setting]] = {}
-    for setting in strongest(found):  # tables of the papers share records
+    order = strongest(found)
+    texts = {one: frozenset(repr(r) for r in _rows(found[one])) for one in order}
+    shared: dict[Setting, list[Setting]] = {}
+    for setting in sorted(order, key=lambda one: -len(texts[one])):  # tables of the papers share records
         same = replace(setting, origin="", page="")
-        rows = [replace(row, origin="", page="") for rows in found[setting].values() for row in rows]
-        shared.setdefault((same, *sorted(rows, key=repr)), []).append(setting)
-    return "\n\n".join(table(alike[0], found[alike[0]], alike) for alike in shared.values())
+        whole = (one for one in shared if replace(one, origin="", page="") == same)
+        shared.setdefault(next((w for w in whole if texts[setting] <= texts[w]), setting), []).append(setting)
+    return "\n\n".join(table(one, found[one], shared[one]) for one in order if one in shared)
+
+
+def _rows(methods: dict[str, list[Row]]) -> list[Row]:
+    """All rows of a setting, without the table that they are of."""
+    return [replace(row, origin="", page="") for rows in methods.values() for row in rows]
 
 
 def main() -> None:
