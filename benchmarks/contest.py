@@ -12,7 +12,8 @@ record in results/contest/ and is not repeated; the commands can be interrupted 
 
 Costs are forward and backward passes an example over the whole training: low is what N-FGSM costs in 20
 epochs, high what PGD-10 AT costs in them. Everyone has as many epochs as the cost allows, the same network,
-images, optimiser and rate, and the averaged weights (EMA). A training that exceeds its cost leaves no record.
+images, optimiser and rate, and the averaged weights (EMA). A training that exceeds its cost leaves no record;
+one whose gradient is not finite any more has diverged: it is tuned, with no accuracy, and never chosen.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from typing import Any
 
 import bivallate as bv
 from benchmarks.contest_entrants import PASSES
-from benchmarks.contest_trials import SETTINGS, Trial, configure, judged, repeats, trials
+from benchmarks.contest_trials import CLASSES, SETTINGS, Trial, configure, judged, repeats, trials
 from bivallate.files import write_json
+from bivallate.record import NonFinite
 from bivallate.reports.cards import PARTS, one_line
 from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.running import cut
@@ -51,7 +53,11 @@ def train(trial: Trial, device: str = "auto") -> str:
         return f"{trial.label} on {trial.data}: there already"
     if trial.record.exists():  # of another value, beyond the budget, or of other epochs than it pays for
         shutil.rmtree(trial.folder, ignore_errors=True)
-    record = measured(trial, device)
+    try:
+        record = measured(trial, device)
+    except NonFinite as stopped:
+        write_json(trial.record, {**described(trial, device), "diverged": str(stopped).split(". ")[0]})
+        return f"{trial.label} on {trial.data} has diverged: {stopped}"
     if record["passes"] > trial.budget:
         raise ValueError(f"{trial.label} has cost {record['passes']:.4g} passes, of {trial.budget} it may")
     write_json(trial.record, record)
@@ -67,8 +73,23 @@ def measured(trial: Trial, device: str) -> dict[str, Any]:
     if (kept := run.path / f"{trial.label}.json").exists():
         return json.loads(kept.read_text(encoding="utf-8"))
     held = bv.evaluate(model, dataset.validation, config.method.threat, JUDGE)
-    history, entry = run.read_metrics(), config.method.to_dict()
-    record = {
+    history = run.read_metrics()
+    record = described(trial, device) | {
+        "passes": history[-1]["total_forward"] + history[-1]["total_backward"],
+        "train_robust": history[-1]["train_robust"],
+        "seconds": sum(line["seconds"] for line in history),
+        "held_out": figures(held),
+    }
+    write_json(kept, record)
+    return record
+
+
+def described(trial: Trial, device: str) -> dict[str, Any]:
+    """What a record says of a trial before it is trained, with no passes and no accuracy."""
+    config = configure(trial, device)
+    entry, setting = config.method.to_dict(), SETTINGS[trial.data]
+    nothing = dict.fromkeys(("clean", "robust", "worst_class", "tail_30"), 0.0)
+    return {
         "schema": "bivallate-contest-1",
         "data": trial.data,
         "cost": trial.cost,
@@ -78,18 +99,16 @@ def measured(trial: Trial, device: str) -> dict[str, Any]:
         "value": trial.value,
         "number": trial.number,
         "parts": {part: one_line(entry[part]) for part in PARTS},
-        "rows": len(dataset.train),
+        "rows": setting.images,
         "epochs": config.epochs,
-        "passes": history[-1]["total_forward"] + history[-1]["total_backward"],
-        "train_robust": history[-1]["train_robust"],
-        "seconds": sum(line["seconds"] for line in history),
+        "passes": 0.0,
+        "train_robust": 0.0,
+        "seconds": 0.0,
         "judge": JUDGE,
-        "held_out": figures(held),
+        "held_out": {"n": setting.held, **nothing, "worst_class_n": setting.held // CLASSES},
         "commit": commit(),
-        "machine": machine(config.device, 1),
+        "machine": machine(computable(config).device, 1),
     }
-    write_json(kept, record)
-    return record
 
 
 def attack(trial: Trial, device: str = "auto") -> str:

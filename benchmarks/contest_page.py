@@ -62,14 +62,19 @@ def held_out(data: str, cost: str) -> str:
             str(best.read()["epochs"]),
             _percent(of["clean"]),
             _percent(of["robust"]),
-            " / ".join(_percent(h["robust"]) for h in held.values()),
+            _each(held, "robust"),
             f"{_percent(of['worst_class'])} {_span(worst_interval([of]))}",
-            " / ".join(_percent(h["worst_class"]) for h in held.values()),
+            _each(held, "worst_class"),
             f"{shown(fair.value)}: {_percent(held[fair]['worst_class'])} "
             f"{_span(worst_interval([held[fair]]))}, {_percent(held[fair]['robust'])} robust",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _each(held: Mapping[Trial, Figures], what: str) -> str:
+    """The figures of all values."""
+    return " / ".join("diverged" if "diverged" in t.read() else _percent(h[what]) for t, h in held.items())
 
 
 def judgement(data: str, cost: str) -> str:
@@ -219,7 +224,7 @@ def _draw_row(ax: Any, place: int, held: Mapping[Trial, Figures]) -> None:
     top, paint = held[best], COLOURS[0 if best.entrant.composed else 1]
     low, high = wilson(round(top["robust"] * top["n"]), top["n"])
     ax.hlines(place, 100 * low, 100 * high, color=paint, linewidth=1, alpha=0.6)
-    each = [100 * h["robust"] for h in held.values()]
+    each = [100 * h["robust"] for trial, h in held.items() if "diverged" not in trial.read()]
     ax.plot(each, [place] * len(each), "o", mfc="none", color=paint, markersize=3)
     ax.plot(100 * top["robust"], place, "o", color=paint, markersize=4)
 

@@ -16,6 +16,7 @@ from benchmarks.contest_trials import Trial
 
 from bivallate import Linf
 from bivallate.methods.entries import registry
+from bivallate.record import NonFinite
 from bivallate.run.budget import Minibatches, costs_of_epochs
 
 THREAT, TRAINED = Linf(0.1), Path("results/contest")
@@ -105,6 +106,25 @@ def test_a_training_that_exceeds_its_budget_fails(records: Path, monkeypatch: py
     with pytest.raises(ValueError, match=r"gat-0-seed0 has cost 80.5 passes, of 80 it may"):
         contest.train(trial)
     assert not trial.record.exists()
+
+
+def test_a_value_that_diverges_is_tuned_and_never_chosen(
+    records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = Trial("mnist", "low", "nuat", 2)  # the best rival's
+    trial.record.unlink()
+
+    def diverges(trial: Trial, device: str) -> dict[str, Any]:
+        raise NonFinite("a gradient is not finite at epoch 9, minibatch 54. Likely cause: a rate")
+
+    monkeypatch.setattr(contest, "measured", diverges)
+    assert "nuat-2-seed0 on mnist has diverged" in contest.train(trial)
+    assert trial.read()["diverged"] == "a gradient is not finite at epoch 9, minibatch 54"
+    assert "there already" in contest.train(trial)
+    assert roles()["best rival"] == ("nuat", 1)
+    (line,) = (row for row in contest_page.held_out("mnist", "low").splitlines() if row.startswith("| nuat"))
+    assert "| 89.3 / 89.5 / diverged |" in line
+    assert "| 40.0 / 40.0 / diverged |" in line
 
 
 @pytest.mark.parametrize(("gain", "verdict"), [(100, "decided"), (0, "not decided")])
