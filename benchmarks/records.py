@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.catalogue import worst
 from benchmarks.contest_page import shown
 from benchmarks.contest_trials import SETTINGS
 from bivallate.evaluation.statistics import wilson
@@ -131,12 +132,14 @@ def _weights(key: str, entry: Any) -> str:
 
 def _catalogue(results: Path) -> Iterator[Row]:
     for record in _read(results / "catalogue"):
+        if "failed" in record:  # no network came of it
+            continue
         judged = 0, "tiny-cnn", f"Linf {_radius(record['eps'])}", "pgd-20", "test"  # as docs/methods.md says
         cost, commit = record["forward"] + record["backward"], _commit(record["commit"])
-        for weights, key in (("best", ""), ("last", "last_")):
+        for weights, key, lowest in (("best", "", worst(record)), ("last", "last_", None)):
             found = record[f"{key}clean"], *_with_interval(record[f"{key}robust"], 359)
             named = "catalogue", PAGES["catalogue"], record["method"], "digits"
-            yield Row(*named, *judged, 359, *found, cost, record["seed"], weights, commit)
+            yield Row(*named, *judged, 359, *found, cost, record["seed"], weights, commit, worst=lowest)
 
 
 def _defaults(results: Path) -> Iterator[Row]:
