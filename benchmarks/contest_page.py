@@ -201,7 +201,9 @@ def draw() -> None:
     if not panels:
         return
     with styled():
-        fig, axes = figure(len(panels), width=2 if len(panels) > 1 else 1, height=3.6, squeeze=False)
+        rows = max(len(tuned(data, cost)) for data, cost in panels)
+        wide = 2 if len(panels) > 1 else 1
+        fig, axes = figure(len(panels), width=wide, height=1 + 0.13 * rows, squeeze=False)
         for ax, (data, cost) in zip(axes[0], panels, strict=True):
             everyone = sorted(
                 tuned(data, cost).values(), key=lambda held: held[most(held, "robust")]["robust"]
@@ -211,11 +213,11 @@ def draw() -> None:
             ax.set_yticks(range(len(everyone)), [next(iter(held)).name for held in everyone])
             least = min(max(h["robust"] for h in held.values()) for held in everyone)
             ax.set_xlim(left=100 * least - 3)
-            ax.set_title(f"{TITLES[data]}, {WORDS[cost]}")
+            ax.set_title(f"{TITLES[data]},\n{WORDS[cost]}")
             ax.set_xlabel("robust, held out (%)")
         for k, label in enumerate(("composition", "rival")):
             axes[0][0].plot([], [], "o", color=COLOURS[k], markersize=4, label=label)
-        axes[0][0].legend(loc="lower right")
+        fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         save(fig, FIGURE, ("svg",))
 
 
