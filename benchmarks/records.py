@@ -185,7 +185,8 @@ def _contest(results: Path) -> Iterator[Row]:
         judged = [(record["judge"], "held out", record["held_out"])]
         if test := record.get("test"):
             judged.append((test["attack"], "test", test))
-        tuned = f"{record['parameter']} {shown(record['value'])}{', diverged' * ('diverged' in record)}"
+        tuned = f"{record['parameter']} {shown(record['value'])}, {record['cost']} cost"
+        tuned += ", diverged" * ("diverged" in record)
         named = "contest", PAGES["contest"], f"{record['name']} ({tuned})", record["data"], setting.rows
         for attack, where, found in judged:
             figures = found["n"], found["clean"], *_with_interval(found["robust"], found["n"])
