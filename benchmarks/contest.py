@@ -13,7 +13,7 @@ record in results/contest/ and is not repeated; the commands can be interrupted 
 Costs are forward and backward passes an example over the whole training: low is what N-FGSM costs in 20
 epochs, high what PGD-10 AT costs in them. Everyone has as many epochs as the cost allows, the same network,
 images, optimiser and rate, and the averaged weights (EMA). A training that exceeds its cost leaves no record;
-one whose gradient is not finite any more has diverged: it is tuned, with no accuracy, and never chosen.
+one whose gradient is not finite any more has diverged: it is tuned, with no accuracy.
 """
 
 from __future__ import annotations

@@ -253,8 +253,7 @@ def _table(
 ) -> PaperTable:
     known = (
         "The weights reported are the best of all epochs on held-out training images: 1,000, but at "
-        "scale cpu 500. BiLAW learns its weights from 1,000 others, on which it does not train: at scale "
-        "cpu a tenth of the images that its competitors train on."
+        "scale cpu 500. BiLAW learns its weights from 1,000 others, on which it does not train."
     )
     alike = (
         "Every method attacks in ten steps of eps/4, as section A.2.1 says, from a uniform start; TRADES and "
