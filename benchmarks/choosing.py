@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.records import Row, every
 from bivallate.files import write_text
@@ -110,18 +111,20 @@ def tables() -> str:
     """The tables between the markers, as Markdown."""
     found = settings(every(ROOT / "results")[0])
     order = strongest(found)
-    texts = {one: frozenset(repr(r) for r in _rows(found[one])) for one in order}
+    whole = {
+        one: (_anywhere(one), {_anywhere(r) for rows in found[one].values() for r in rows}) for one in order
+    }
     shared: dict[Setting, list[Setting]] = {}
-    for setting in sorted(order, key=lambda one: -len(texts[one])):  # tables of the papers share records
-        same = replace(setting, origin="", page="")
-        whole = (one for one in shared if replace(one, origin="", page="") == same)
-        shared.setdefault(next((w for w in whole if texts[setting] <= texts[w]), setting), []).append(setting)
+    for one in sorted(order, key=lambda one: -len(whole[one][1])):  # tables of the papers share records
+        place, rows = whole[one]
+        larger = (s for s in shared if whole[s][0] == place and rows <= whole[s][1])
+        shared.setdefault(next(larger, one), []).append(one)
     return "\n\n".join(table(one, found[one], shared[one]) for one in order if one in shared)
 
 
-def _rows(methods: dict[str, list[Row]]) -> list[Row]:
-    """All rows of a setting, without the table that they are of."""
-    return [replace(row, origin="", page="") for rows in methods.values() for row in rows]
+def _anywhere(one: Any) -> Any:
+    """A row or a setting, without the table that it is of."""
+    return replace(one, origin="", page="")
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ from bivallate.reports.cards import PARTS, one_line
 from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.running import cut
 from bivallate.reproduce.running import trained as finished
+from bivallate.run.config import Config
 from bivallate.run.from_config import load_data
 from bivallate.run.resuming import computable
 from bivallate.run.trainer import limit_threads
@@ -56,7 +57,8 @@ def train(trial: Trial, device: str = "auto") -> str:
     try:
         record = measured(trial, device)
     except NonFinite as stopped:
-        write_json(trial.record, {**described(trial, device), "diverged": str(stopped).split(". ")[0]})
+        config = computable(configure(trial, device))
+        write_json(trial.record, described(trial, config) | {"diverged": str(stopped).split(". ")[0]})
         return f"{trial.label} on {trial.data} has diverged: {stopped}"
     if record["passes"] > trial.budget:
         raise ValueError(f"{trial.label} has cost {record['passes']:.4g} passes, of {trial.budget} it may")
@@ -74,7 +76,7 @@ def measured(trial: Trial, device: str) -> dict[str, Any]:
         return json.loads(kept.read_text(encoding="utf-8"))
     held = bv.evaluate(model, dataset.validation, config.method.threat, JUDGE)
     history = run.read_metrics()
-    record = described(trial, device) | {
+    record = described(trial, config) | {
         "passes": history[-1]["total_forward"] + history[-1]["total_backward"],
         "train_robust": history[-1]["train_robust"],
         "seconds": sum(line["seconds"] for line in history),
@@ -84,9 +86,8 @@ def measured(trial: Trial, device: str) -> dict[str, Any]:
     return record
 
 
-def described(trial: Trial, device: str) -> dict[str, Any]:
+def described(trial: Trial, config: Config) -> dict[str, Any]:
     """What a record says of a trial before it is trained, with no passes and no accuracy."""
-    config = configure(trial, device)
     entry, setting = config.method.to_dict(), SETTINGS[trial.data]
     nothing = dict.fromkeys(("clean", "robust", "worst_class", "tail_30"), 0.0)
     return {
@@ -107,7 +108,7 @@ def described(trial: Trial, device: str) -> dict[str, Any]:
         "judge": JUDGE,
         "held_out": {"n": setting.held, **nothing, "worst_class_n": setting.held // CLASSES},
         "commit": commit(),
-        "machine": machine(computable(config).device, 1),
+        "machine": machine(config.device, 1),
     }
 
 

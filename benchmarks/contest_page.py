@@ -197,17 +197,15 @@ def _decided(gap: float, interval: tuple[float, float], p: float | None) -> str:
 
 def draw() -> None:
     """Draw everyone's values on held-out images and the interval of the best, a panel for each table."""
-    panels = [(d, c) for d in SETTINGS for c in PASSES if len(tuned(d, c)) > 2]
+    panels = {(d, c): found for d in SETTINGS for c in PASSES if len(found := tuned(d, c)) > 2}
     if not panels:
         return
     with styled():
-        rows = max(len(tuned(data, cost)) for data, cost in panels)
+        rows = max(map(len, panels.values()))
         wide = 2 if len(panels) > 1 else 1
         fig, axes = figure(len(panels), width=wide, height=1 + 0.13 * rows, squeeze=False)
-        for ax, (data, cost) in zip(axes[0], panels, strict=True):
-            everyone = sorted(
-                tuned(data, cost).values(), key=lambda held: held[most(held, "robust")]["robust"]
-            )
+        for ax, ((data, cost), found) in zip(axes[0], panels.items(), strict=True):
+            everyone = sorted(found.values(), key=lambda held: held[most(held, "robust")]["robust"])
             for place, held in enumerate(everyone):
                 _draw_row(ax, place, held)
             ax.set_yticks(range(len(everyone)), [next(iter(held)).name for held in everyone])

@@ -30,17 +30,17 @@ class Shown:
 
     Attributes:
         groups: heading here -> group of the table. columns: heading here -> column of the table.
-        best: the column that rows are sorted by. eps: for the axis.
-        pages: that have the table, between the markers of its name. picture: file name of the figure.
+        best: the column that rows are sorted by. picture: file name of the figure. eps: for the axis.
+        pages: that have the table, between the markers of its name.
     """
 
     table: str
     groups: dict[str, str]
     columns: dict[str, str]
     best: str
-    eps: str
-    pages: tuple[str, ...]
     picture: str
+    eps: str = ""
+    pages: tuple[str, ...] = (PAPERS,)
 
     @property
     def marks(self) -> tuple[str, str]:
@@ -55,7 +55,6 @@ SHOWN = (
         {"CIFAR-10, 8/255": "CIFAR-10 @8", "CIFAR-10, 16/255": "CIFAR-10 @16"},
         {"SA": "clean", "PGD": "PGD-50-10", "PGD, last epoch": "last epoch's", "AA": "AutoAttack"},
         best="AA",
-        eps="",
         pages=(PAPERS, FRONT),
         picture="cifar10",
     ),
@@ -70,8 +69,6 @@ SHOWN = (
             "RA-AA, best": "best epoch's AutoAttack",
         },
         best="RA-AA",
-        eps="",
-        pages=(PAPERS,),
         picture="reweighted",
     ),
     Shown(
@@ -79,8 +76,6 @@ SHOWN = (
         {"CIFAR-10, from another network": "CIFAR-10"},
         {"FGSM": "FGSM", "PGD-10": "PGD-10", "PGD-20": "PGD-20", "C&W": "C&W", "AA": "AutoAttack, white-box"},
         best="PGD-20",
-        eps="",
-        pages=(PAPERS,),
         picture="black-box",
     ),
     Shown(
@@ -88,8 +83,6 @@ SHOWN = (
         {"CIFAR-10, small-CNN, 0.031": "small-CNN .031"},
         {"Clean": "clean", "PGD": "PGD-20", "AA": "AutoAttack"},
         best="AA",
-        eps="",
-        pages=(PAPERS,),
         picture="learnt-weights",
     ),
     Shown(
@@ -103,8 +96,6 @@ SHOWN = (
             "AA worst class": "AutoAttack, worst class",
         },
         best="AA",
-        eps="",
-        pages=(PAPERS,),
         picture="single-step",
     ),
     Shown(
@@ -118,8 +109,6 @@ SHOWN = (
             "AA Tail-30": "AutoAttack, weakest 30 %",
         },
         best="RA-AA",
-        eps="",
-        pages=(PAPERS,),
         picture="class-wise",
     ),
     Shown(
@@ -128,7 +117,6 @@ SHOWN = (
         {"Clean": "clean", "PGD": "PGD-20", "AA": "AutoAttack", "AA Tail-30": "AutoAttack, weakest 30 %"},
         best="AA",
         eps=", eps 0.1",
-        pages=(PAPERS,),
         picture="results",
     ),
 )

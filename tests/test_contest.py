@@ -196,7 +196,10 @@ def alike() -> dict[str, list[tuple[Path, Trial]]]:
     return groups
 
 
-@pytest.mark.parametrize("group", alike().values(), ids=list(alike()))
+ALIKE = alike()
+
+
+@pytest.mark.parametrize("group", ALIKE.values(), ids=list(ALIKE))
 def test_records_are_of_today_and_keep_their_budget(group: list[tuple[Path, Trial]]) -> None:
     epochs = contest_trials.configure(group[0][1]).epochs
     assert len({contest_trials.SETTINGS[trial.data] for _, trial in group}) == 1
