@@ -12,7 +12,7 @@ from benchmarks.catalogue import worst
 from benchmarks.contest_page import shown
 from benchmarks.contest_trials import SETTINGS
 from bivallate.evaluation.statistics import wilson
-from bivallate.reproduce.cell import TRANSFERRED, slug
+from bivallate.reproduce.cell import TRANSFERRED, slug, weights_of
 from bivallate.reproduce.definition import is_of_cell
 from bivallate.reproduce.paper_table import Scale
 from bivallate.reproduce.papers.catalogue import tables
@@ -95,12 +95,12 @@ def _of_table(table: str, record: Any) -> Iterator[Row]:
     clean = dict[str, float]()  # weights -> accuracy on images that are not another network's examples
     for key, score in entry["scores"].items():
         if TRANSFERRED not in key and "clean_accuracy" in score:
-            clean.setdefault(_weights(key, entry), score["clean_accuracy"])
+            clean.setdefault(weights_of(key) or entry["weights"], score["clean_accuracy"])
     for key in sorted(keys):
         score = entry["scores"][key]
         attack, _, other = key.partition(TRANSFERRED)
         low, high = score["interval_95"]
-        of = _weights(key, entry)
+        of = weights_of(key) or entry["weights"]
         yield Row(
             table,
             "results",
@@ -123,11 +123,6 @@ def _of_table(table: str, record: Any) -> Iterator[Row]:
             score["worst_class"][1],
             "" if f"{slug(name)}-".startswith(f"{slug(record.row)}-") else record.row,
         )
-
-
-def _weights(key: str, entry: Any) -> str:
-    """Name of the weights that an evaluation is of."""
-    return next((name for name in ("best", "last") if key.endswith(f"-of-{name}")), entry["weights"])
 
 
 def _catalogue(results: Path) -> Iterator[Row]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binomtest
 
-from bivallate.evaluation.statistics import mcnemar, wilson
+from bivallate.evaluation.evaluation_file import pack
+from bivallate.evaluation.statistics import mcnemar
 from bivallate.reproduce.judging import _score_interval as score_interval
 from bivallate.reproduce.judging import judge_claim, sign_flip
 from bivallate.reproduce.paper_table import Claim, PaperTable
+from bivallate.reproduce.records import Record
 
 from .conftest import by_hand
 
@@ -211,13 +214,55 @@ def test_sign_flip_counts_every_sign() -> None:
     assert sign_flip(sums) == pytest.approx(float((totals >= abs(sums.sum())).mean()))
 
 
-@pytest.mark.parametrize(("clean", "status"), [(60, "confirmed"), (17, "confirmed"), (15, "undecided")])
-def test_who_has_learnt_nothing_is_no_rival(clean: int, status: str) -> None:
-    """Of ten classes and 100 points 15 right may be a guess, [9.3, 23.3], and 17 are more, [10.9, 25.5]."""
-    records = [by_hand("A", verdicts(60)), by_hand("B", verdicts(5))]
-    for record, right in zip(records, (60, clean), strict=True):
-        column = {"what": "clean", "score": "pgd-20", "unit": "fraction", "value": right / 100}
-        record.entry["columns"]["SA"] = column | {"interval_95": list(wilson(right, 100))}
-        record.entry["scores"]["pgd-20"]["per_class"] = [0.1] * 10
-    verdict = judge_claim(TABLE, PGD, "g", records)
+def guessing(record: Record, given: np.ndarray, labels: np.ndarray | None = None) -> Record:
+    """The record with other predictions on clean images, of its PGD evaluation; right ones stay robust."""
+    kept = record.entry["scores"]["pgd-20"]["points"]
+    y = torch.arange(len(given)) % 10 if labels is None else torch.tensor(labels)
+    right = torch.tensor(given) == y
+    kept |= {
+        "y": pack(y.short()),
+        "stage": pack(-right.char()),
+        "predicted": pack(torch.tensor(given).short()),
+    }
+    return record
+
+
+CONSTANT, SOME = np.zeros(100, int), np.arange(100) % 10 * (np.arange(100) < 30)  # 10 and 37 of 100 right
+UNEQUAL = np.arange(100) % 10 * (np.arange(100) % 4 == 0)  # most labels are 0
+
+
+@pytest.mark.parametrize(
+    ("given", "labels", "status"),
+    [
+        (SOME, None, "confirmed"),
+        (CONSTANT, None, "undecided"),
+        (CONSTANT, UNEQUAL, "undecided"),  # 80 of 100 right, and yet a guess
+        (UNEQUAL, UNEQUAL, "confirmed"),
+    ],
+)
+def test_who_has_learnt_nothing_is_no_rival(
+    given: np.ndarray, labels: np.ndarray | None, status: str
+) -> None:
+    records = [by_hand("A", verdicts(100)), guessing(by_hand("B", verdicts(0)), given, labels)]
+    verdict = judge_claim(TABLE, Claim("A", "B", "PGD", margin=1.0), "g", records)
     assert (verdict.status, verdict.at_chance) == (status, ("B",) if status == "undecided" else ())
+
+
+@pytest.mark.parametrize(
+    ("column", "score", "chance"),
+    [("PGD", "fgsm-of-last", ()), ("PGD", "pgd-20-from-standard", ("B",)), ("s/epoch", "pgd-20", ())],
+)
+def test_a_guess_is_of_the_network_that_the_claim_is_on(column: str, score: str, chance: tuple) -> None:
+    """Examples of another network are wrong for an attack's sake; other weights are another network."""
+    b = guessing(by_hand("B", verdicts(0)), CONSTANT)
+    b.entry["columns"]["PGD"]["score"] = score
+    b.entry["scores"].setdefault(score, guessing(by_hand("B", verdicts(0)), SOME).entry["scores"]["pgd-20"])
+    claim = Claim("A", "B", column, lower=column == "s/epoch")
+    assert judge_claim(TABLE, claim, "g", [by_hand("A", verdicts(60)), b]).at_chance == chance
+
+
+def test_one_seed_of_three_at_chance_is_no_guess() -> None:
+    records = [by_hand(row, verdicts(60), seed=seed) for row in "AB" for seed in range(3)]
+    for record in records:
+        guessing(record, SOME if record.seed else CONSTANT)
+    assert judge_claim(TABLE, PGD, "g", records).at_chance == ()

@@ -12,7 +12,7 @@ from bivallate.methods.entries import create
 from bivallate.run.config import Config
 from bivallate.run.recipes.published import recipe_for
 
-__all__ = ["TRANSFERRED", "Cell", "Measure", "What", "configure"]
+__all__ = ["TRANSFERRED", "Cell", "Measure", "What", "configure", "weights_of"]
 
 TRANSFERRED = "-from-"  # in the name of an evaluation on another network's examples, before that network
 
@@ -97,6 +97,16 @@ class Cell:
     def but(self, **changes: Any) -> Cell:
         """A copy with some fields replaced."""
         return dataclasses.replace(self, **changes)
+
+
+def weights_of(key: str) -> str:
+    """Name of the weights that an evaluation is of, by its `Measure.key`; "" for the cell's own.
+
+    Example:
+        >>> weights_of("pgd-20-of-best"), weights_of("pgd-20")
+        ('best', '')
+    """
+    return next((name for name in ("best", "last") if key.endswith(f"-of-{name}")), "")
 
 
 def configure(cell: Cell, seed: int, device: str = "auto", threads: int = 0) -> Config:

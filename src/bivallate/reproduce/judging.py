@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bivallate.evaluation.statistics import Z95, paired_score_interval
+from bivallate.evaluation.statistics import Z95, at_chance, paired_score_interval
 from bivallate.reproduce.paper_table import Claim, PaperTable, Reported
 from bivallate.reproduce.records import LOWEST, Record, of_cell
 
@@ -36,7 +36,8 @@ class Judgement:
         paper: the paper's difference in the printed unit, or None.
         unit: unit of our difference.
         unweighted: rows whose example weights were nearly equal up to the reported epoch.
-        at_chance: rows that have learnt nothing; the claim is then undecided, whatever the test says.
+        at_chance: rows whose networks are at chance on clean images, over all seeds; the claim is then
+            undecided, whatever the test says.
     """
 
     claim: Claim
@@ -97,9 +98,15 @@ def judge_claim(table: PaperTable, claim: Claim, group: str, records: Sequence[R
     unit = pairs[0][0].columns[claim.column]["unit"]
     sides = list(zip((claim.better, claim.worse), zip(*pairs, strict=True), strict=True))
     alike = tuple(row for row, side in sides if any(record.unweighted for record in side))
-    guessing = tuple(row for row, side in sides if any(record.at_chance for record in side))
+    guessing = tuple(row for row, side in sides if _guesses(side, claim.column))
     status = "undecided" if guessing else _status(claim, interval, p)
     return Judgement(claim, group, status, difference, interval, p, how, seeds, paper, unit, alike, guessing)
+
+
+def _guesses(records: Sequence[Record], column: str) -> bool:
+    """Whether the networks of all seeds together are at chance on the clean images of a column."""
+    found = [of for record in records if (of := record.answers(column)) is not None]
+    return bool(found) and at_chance(*(np.concatenate(each) for each in zip(*found, strict=True)))
 
 
 def _paper(table: PaperTable, claim: Claim, group: str) -> float | None:

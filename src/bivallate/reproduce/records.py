@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from bivallate.errors import UserError
-from bivallate.evaluation.evaluation_file import unpacked, within
+from bivallate.evaluation.evaluation_file import in_range, unpacked, within
+from bivallate.evaluation.point_columns import CLEAN, ROBUST
 from bivallate.evaluation.statistics import bootstrap_tail
-from bivallate.reproduce.cell import TRANSFERRED, slug
+from bivallate.reproduce.cell import TRANSFERRED, slug, weights_of
 from bivallate.reproduce.measuring import seconds_an_epoch
 from bivallate.reproduce.record_file import RecordFile
 from bivallate.reproduce.running import SCHEMA
@@ -23,6 +24,7 @@ __all__ = ["Record", "RecordedPoints", "read_record", "read_records"]
 
 TAIL = 30  # per cent of the classes in the tail
 LOWEST = ("tail", "worst")  # measures of the weakest classes; which classes these are depends on the points
+MOST = 2**15 - 1  # highest number of a class
 ALIKE = 0.95  # effective sample size, as a fraction, from which on weights count as nearly equal
 
 
@@ -128,17 +130,6 @@ class Record:
         return weighting["kind"] != "Equal" and bool(even) and all(even)
 
     @property
-    def at_chance(self) -> bool:
-        """Whether the network is not shown to be better than a guess on clean images.
-
-        That is, the interval of its clean accuracy reaches down to one over the number of classes.
-        """
-        clean = [column for column in self.columns.values() if column["what"] == "clean"]
-        classes = [len(score["per_class"]) for score in self.entry["scores"].values() if "per_class" in score]
-        lowest = [column["interval_95"][0] for column in clean if column["interval_95"] is not None]
-        return bool(classes) and any(low <= 1 / max(classes) for low in lowest)
-
-    @property
     def _history(self) -> list[dict[str, Any]]:
         return self.entry.get("training", {}).get("history", [])
 
@@ -167,6 +158,25 @@ class Record:
                 column["interval_95"] = list(bootstrap_tail(hits.astype(int), counts, share))
         return columns
 
+    def answers(self, column: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Labels and predicted classes, (n,) each, of clean images by the network that a column measures.
+
+        If the column is of another network's examples, or of FOSC, they are of the first evaluation of the
+        same weights that is of neither. None if there is none, or for a column without points (seconds).
+        """
+        scores, own = self.entry["scores"], self.columns[column].get("score", "")
+        for key in [own, *scores] if own in scores else []:
+            points = scores[key]["points"]
+            other = TRANSFERRED in key or weights_of(key) != weights_of(own)
+            if other or not {"y", "predicted"} <= points.keys():
+                continue
+            kept = {n: unpacked(points[n], f"{key}.{n}") for n in ("y", "stage", "predicted")}
+            within(len(kept["y"]), **kept)
+            in_range(y=(kept["y"], 0, MOST), predicted=(kept["predicted"], 0, MOST))
+            y, stage, predicted = (of.numpy() for of in kept.values())
+            return y, np.where(stage == CLEAN, predicted, y)  # of a right image it is what attacks make of it
+        return None
+
     def points(self, column: str) -> RecordedPoints | None:
         """The numbers of a column on the test points; None for a column without points (seconds)."""
         return self._points_of(self.entry["columns"].get(column) or self.columns[column], column)
@@ -185,7 +195,7 @@ class Record:
         if entry["what"].startswith("fosc"):
             return RecordedPoints(kept["fosc"].numpy(), np.zeros(0), index, *origin)
         stage, y = kept["stage"].numpy(), kept["y"].numpy()
-        robust, clean = stage == -1, stage != 0
+        robust, clean = stage == ROBUST, stage != CLEAN
         value = {"clean": clean, "gap": clean & ~robust}.get(entry["what"], robust)
         return RecordedPoints(value.astype(np.int64), y, index, *origin)
 
@@ -226,6 +236,7 @@ def read_record(path: Path) -> Record:
         record = Record(check_fits(RecordFile, entry, "record"), path)
         for name in record.entry["columns"]:
             record.points(name)
+            record.answers(name)
     except (UserError, ValueError) as error:
         raise UserError(
             f"{path} is not a readable record ({error}): remove it and run the cell again"

@@ -226,11 +226,11 @@ def contrary(entry: dict[str, Any]) -> str:
 
 
 def remark(entry: dict[str, Any]) -> str:
-    """A remark if a method is at chance, or its example weights were nearly equal; otherwise empty."""
-    if guessing := " and ".join(entry["at_chance"]):
-        return f" ({guessing} at chance)"
-    rows = " and ".join(entry["unweighted"])
-    return f" (weights of {rows} nearly equal)" if rows else ""
+    """A remark if a method is at chance, and if its example weights were nearly equal; otherwise empty."""
+    guessing, alike = (" and ".join(entry[key]) for key in ("at_chance", "unweighted"))
+    said = [f"{guessing} at chance"] if guessing else []
+    said += [f"weights of {alike} nearly equal"] if alike else []
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def _weights_text(chosen: Sequence[dict[str, Any]]) -> tuple[str, str]:
