@@ -1,7 +1,7 @@
 """Make the tables of docs/choosing.md from results/: `python -m benchmarks.choosing`.
 
 For each setting in which several methods were evaluated in the same way, and for each budget of passes, the
-tables show the method with the highest accuracy, and those whose accuracy is within its 95 % interval.
+tables show the method with the highest accuracy, and those that a paired test does not tell apart from it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.records import Row, every
 from bivallate.files import write_text
 from bivallate.methods.entries import registry
+from bivallate.reproduce.judging import LEVEL, sign_flip
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "choosing.md"
@@ -68,8 +69,9 @@ def strongest(found: dict[Setting, dict[str, list[Row]]]) -> list[Setting]:
     return sorted(best.values(), key=lambda s: (s.attack != "autoattack", s.data, -s.images))
 
 
-def table(setting: Setting, methods: dict[str, list[Row]], origins: Sequence[Setting]) -> str:
-    """Markdown of one setting, whose figures contain those of all `origins`."""
+def table(origins: Sequence[Setting], methods: dict[str, list[Row]]) -> str:
+    """Markdown of one setting, of the tables that share it."""
+    setting = origins[0]
     some = next(iter(methods.values()))[0]
     known = all(row.worst is not None for rows in methods.values() for row in rows)
     lines = [
@@ -94,13 +96,26 @@ def _line(methods: dict[str, list[Row]], classes: bool) -> str:
     order = sorted(methods, key=lambda name: -_mean(methods[name], "robust"))
     best = methods[order[0]]
     low, high = _mean(best, "low"), _mean(best, "high")
-    others = [methods[name][0].label for name in order[1:] if _mean(methods[name], "robust") >= low]
+    others = [methods[name][0].label for name in order[1:] if not _below(methods[name], best)]
     seeds = f", {len(best)} seeds" if len(best) > 1 else ""
     told = ", ".join(others) or ("none" if len(methods) > 1 else "no other was run")
     figures = f"{100 * _mean(best, 'robust'):.1f} % [{100 * low:.1f}, {100 * high:.1f}]{seeds}"
     worst = f" {100 * _mean(best, 'worst'):.1f} % |" if classes else ""
     linked = f"[{order[0]}](methods/{order[0]}.md){best[0].label.removeprefix(order[0])}"
     return f"| {linked} | {figures} |{worst} {told} |"
+
+
+def _below(rows: Sequence[Row], best: Sequence[Row]) -> bool:
+    """Whether a method is told apart from the highest.
+
+    By the exact test on the same points, over the seeds that both have; by the interval of the highest where
+    records do not have the points.
+    """
+    of_seed = {r.seed: r.verdicts for r in rows}
+    pairs = [(a, b) for r in best if (a := r.verdicts) and (b := of_seed.get(r.seed)) and a.pairs_with(b)]
+    if pairs and all(a.same_points(pairs[0][0]) for a, _ in pairs):
+        return sign_flip(sum(a.value - b.value for a, b in pairs)) < LEVEL
+    return _mean(rows, "robust") < _mean(best, "low")
 
 
 def _mean(rows: Sequence[Row], key: str) -> float:
@@ -110,16 +125,22 @@ def _mean(rows: Sequence[Row], key: str) -> float:
 def tables() -> str:
     """The tables between the markers, as Markdown."""
     found = settings(every(ROOT / "results")[0])
-    order = strongest(found)
-    whole = {
-        one: (_anywhere(one), {_anywhere(r) for rows in found[one].values() for r in rows}) for one in order
-    }
-    shared: dict[Setting, list[Setting]] = {}
-    for one in sorted(order, key=lambda one: -len(whole[one][1])):  # tables of the papers share records
-        place, rows = whole[one]
-        larger = (s for s in shared if whole[s][0] == place and rows <= whole[s][1])
-        shared.setdefault(next(larger, one), []).append(one)
-    return "\n\n".join(table(one, found[one], shared[one]) for one in order if one in shared)
+    shown: list[tuple[list[Setting], dict[str, list[Row]]]] = []
+    for one in strongest(found):
+        methods = found[one]
+        for origins, others in shown:
+            if _anywhere(origins[0]) == _anywhere(one) and _networks(others) & _networks(methods):
+                origins.append(one)
+                others |= {name: rows for name, rows in methods.items() if name not in others}
+                break
+        else:
+            shown.append(([one], dict(methods)))
+    return "\n\n".join(table(origins, methods) for origins, methods in shown)
+
+
+def _networks(methods: dict[str, list[Row]]) -> set[Row]:
+    """The rows, as every table has them that shares their records."""
+    return {_anywhere(row) for rows in methods.values() for row in rows}
 
 
 def _anywhere(one: Any) -> Any:

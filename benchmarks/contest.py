@@ -13,7 +13,7 @@ record in results/contest/ and is not repeated; the commands can be interrupted 
 Costs are forward and backward passes an example over the whole training: low is what N-FGSM costs in 20
 epochs, high what PGD-10 AT costs in them. Everyone has as many epochs as the cost allows, the same network,
 images, optimiser and rate, and the averaged weights (EMA). A training that exceeds its cost leaves no record;
-one whose gradient is not finite any more has diverged: it is tuned, with no accuracy.
+one whose gradient is not finite any more has diverged: it counts, with no accuracy.
 """
 
 from __future__ import annotations
@@ -89,7 +89,6 @@ def measured(trial: Trial, device: str) -> dict[str, Any]:
 def described(trial: Trial, config: Config) -> dict[str, Any]:
     """What a record says of a trial before it is trained, with no passes and no accuracy."""
     entry, setting = config.method.to_dict(), SETTINGS[trial.data]
-    nothing = dict.fromkeys(("clean", "robust", "worst_class", "tail_30"), 0.0)
     return {
         "schema": "bivallate-contest-1",
         "data": trial.data,
@@ -106,17 +105,24 @@ def described(trial: Trial, config: Config) -> dict[str, Any]:
         "train_robust": 0.0,
         "seconds": 0.0,
         "judge": JUDGE,
-        "held_out": {"n": setting.held, **nothing, "worst_class_n": setting.held // CLASSES},
+        "held_out": nothing(setting.held),
         "commit": commit(),
         "machine": machine(config.device, 1),
     }
 
 
+def nothing(points: int) -> dict[str, Any]:
+    """The `figures` of a training that has diverged: nobody is right."""
+    none = dict.fromkeys(("clean", "robust", "worst_class", "tail_30"), 0.0)
+    return {"n": points, **none, "worst_class_n": points // CLASSES}
+
+
 def attack(trial: Trial, device: str = "auto") -> str:
     """Run AutoAttack on test images, once, and add what it leaves to the record of the trial.
 
-    A network that is gone is trained again. On another machine it is another network: its figures on held-out
-    images, its commit and its machine stand in the record beside those of the tuning, which has chosen.
+    Of a training that has diverged they leave none. A network that is gone is trained again. On another
+    machine it is another network: its figures on held-out images, its commit and its machine stand in the
+    record beside those of the tuning, which has chosen.
 
     Raises:
         ValueError: that training is not the recorded one, though the machine computes alike.
@@ -124,6 +130,11 @@ def attack(trial: Trial, device: str = "auto") -> str:
     record = trial.read()
     if "test" in record:
         return f"{trial.label} on {trial.data}: tested already"
+    setting = SETTINGS[trial.data]
+    if "diverged" in record:
+        test = {"attack": TEST, **nothing(setting.points), "right": "0" * setting.points}
+        write_json(trial.record, {**record, "test": test})
+        return f"{trial.label} on {trial.data}, test: none, it has diverged"
     found = measured(trial, device)
     if alike(found["machine"], record["machine"]) and not repeats(found["held_out"], record["held_out"]):
         raise ValueError(
@@ -132,7 +143,6 @@ def attack(trial: Trial, device: str = "auto") -> str:
             f"{record['commit']}; find the change, or remove the record and tune"
         )
     network = {key: found[key] for key in ("held_out", "commit", "machine")}
-    setting = SETTINGS[trial.data]
     points, threat = load_data(configure(trial, device).data, 0).test, trial.method.threat
     score = bv.evaluate(bv.load(trial.folder, "ema"), points, threat, TEST, n=setting.points)
     right = "".join(str(int(r)) for r in score.robust.tolist())  # of each point, the same for all trials

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from benchmarks.catalogue import worst
 from benchmarks.contest_page import shown
@@ -16,7 +18,7 @@ from bivallate.reproduce.cell import TRANSFERRED, slug, weights_of
 from bivallate.reproduce.definition import is_of_cell
 from bivallate.reproduce.paper_table import Scale
 from bivallate.reproduce.papers.catalogue import tables
-from bivallate.reproduce.records import read_records
+from bivallate.reproduce.records import RecordedPoints, read_records
 from bivallate.reproduce.scaling import at_scale, sources_at_scale
 
 SCALES: tuple[Scale, ...] = ("full", "cpu")
@@ -41,6 +43,7 @@ class Row:
         weights: which weights of the run. commit: of the code, with a + if files had been changed.
         worst: lowest robust accuracy of a class; None if the record does not have it.
         variant: name of the row in its table, where it is not the method's.
+        verdicts: the verdict on every point, where the record has it.
     """
 
     origin: str
@@ -63,6 +66,7 @@ class Row:
     commit: str
     worst: float | None = None
     variant: str = ""
+    verdicts: RecordedPoints | None = field(default=None, compare=False)
 
     @property
     def label(self) -> str:
@@ -90,13 +94,13 @@ def every(results: Path) -> tuple[list[Row], int]:
 def _of_table(table: str, record: Any) -> Iterator[Row]:
     entry = record.entry
     config = entry["config"]
-    keys = {column["score"] for column in entry["columns"].values() if column["what"] == "robust"}
+    robust = {c["score"]: name for name, c in entry["columns"].items() if c["what"] == "robust"}
     name = config["method"]["name"]
     clean = dict[str, float]()  # weights -> accuracy on images that are not another network's examples
     for key, score in entry["scores"].items():
         if TRANSFERRED not in key and "clean_accuracy" in score:
             clean.setdefault(weights_of(key) or entry["weights"], score["clean_accuracy"])
-    for key in sorted(keys):
+    for key, column in sorted(robust.items()):
         score = entry["scores"][key]
         attack, _, other = key.partition(TRANSFERRED)
         low, high = score["interval_95"]
@@ -122,6 +126,7 @@ def _of_table(table: str, record: Any) -> Iterator[Row]:
             _commit(entry["commit"]),
             score["worst_class"][1],
             "" if f"{slug(name)}-".startswith(f"{slug(record.row)}-") else record.row,
+            record.points(column),
         )
 
 
@@ -186,7 +191,14 @@ def _contest(results: Path) -> Iterator[Row]:
         for attack, where, found in judged:
             figures = found["n"], found["clean"], *_with_interval(found["robust"], found["n"])
             rest = record["passes"], record["seed"], "ema", _commit(record["commit"])
-            yield Row(*named, setting.network, f"Linf {_radius(setting.eps)}", attack, where, *figures, *rest)
+            of = _verdicts(found["right"], record["data"]) if where == "test" else None
+            threat = f"Linf {_radius(setting.eps)}"
+            yield Row(*named, setting.network, threat, attack, where, *figures, *rest, verdicts=of)
+
+
+def _verdicts(right: str, data: str) -> RecordedPoints:
+    value = np.array([int(verdict) for verdict in right])
+    return RecordedPoints(value, np.zeros(0), np.arange(len(value)), data)
 
 
 def _read(folder: Path) -> list[dict[str, Any]]:

@@ -108,14 +108,15 @@ def test_a_training_that_exceeds_its_budget_fails(records: Path, monkeypatch: py
     assert not trial.record.exists()
 
 
+def diverges(trial: Trial, device: str) -> dict[str, Any]:
+    raise NonFinite("a gradient is not finite at epoch 9, minibatch 54. Likely cause: a rate")
+
+
 def test_a_value_that_diverges_is_tuned_and_never_chosen(
     records: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = Trial("mnist", "low", "nuat", 2)  # the best rival's
     trial.record.unlink()
-
-    def diverges(trial: Trial, device: str) -> dict[str, Any]:
-        raise NonFinite("a gradient is not finite at epoch 9, minibatch 54. Likely cause: a rate")
 
     monkeypatch.setattr(contest, "measured", diverges)
     assert "nuat-2-seed0 on mnist has diverged" in contest.train(trial)
@@ -125,6 +126,24 @@ def test_a_value_that_diverges_is_tuned_and_never_chosen(
     (line,) = (row for row in contest_page.held_out("mnist", "low").splitlines() if row.startswith("| nuat"))
     assert "| 89.3 / 89.5 / diverged |" in line
     assert "| 40.0 / 40.0 / diverged |" in line
+
+
+def test_a_judged_seed_that_diverges_counts_with_no_accuracy(
+    records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test = held(0.8, 0.5) | {"n": 1000, "worst_class_n": 99, "right": "1" * 800 + "0" * 200}
+    for trial in contest_trials.judged("mnist", "low"):
+        write(trial, held_out=held(0.9, 0.8) | {"robust": ROBUST.get(trial.name, 0.5)}, test=test)
+    lost = Trial("mnist", "low", "nuat", 2, seed=1)
+    lost.record.unlink()
+    monkeypatch.setattr(contest, "measured", diverges)
+    contest.train(lost)
+    assert contest_page.judgement("mnist", "low") == ""
+    assert "diverged" in contest.attack(lost)
+    (line,) = (
+        row for row in contest_page.judgement("mnist", "low").splitlines() if "nuat" in row and "/" in row
+    )
+    assert "| 53.3 | 80.0 / 0.0 / 80.0 |" in line
 
 
 @pytest.mark.parametrize(("gain", "verdict"), [(100, "decided"), (0, "not decided")])
