@@ -13,8 +13,6 @@ import argparse
 import json
 import math
 import multiprocessing
-import os
-import platform
 import statistics
 import sys
 import time
@@ -47,7 +45,7 @@ def cell(task: tuple[str, int]) -> str:
     import bivallate as bv
     from bivallate.files import write_json
     from bivallate.methods.entries import create
-    from bivallate.reproduce.machine import commit
+    from bivallate.reproduce.machine import commit, machine
     from bivallate.run.config import Config, Data, Model, Validation
     from bivallate.run.execution import execute
 
@@ -80,7 +78,7 @@ def cell(task: tuple[str, int]) -> str:
     scores = {
         w: bv.evaluate(bv.load(folder, w), dataset.test, method.threat, "pgd-20") for w in ("best", "last")
     }
-    best, last = scores["best"], scores["last"]
+    best, last, of = scores["best"], scores["last"], machine("cpu", 1)
     record = {
         "method": name,
         "seed": seed,
@@ -99,7 +97,7 @@ def cell(task: tuple[str, int]) -> str:
         "effective_last": run.history[-1]["effective"],
         "seconds": time.monotonic() - began,
         "commit": commit().get("id", "unknown")[:7],
-        "machine": f"{platform.machine()}, one thread of {os.cpu_count()} cores, torch {torch.__version__}",
+        "machine": "{processor}, {instructions}, one thread of {cores} cores, torch {torch}".format(**of),
     }
     write_json(RECORDS / f"{name}-{seed}.json", record)
     return f"{name} seed {seed}: clean {best.clean_accuracy:.1%} robust {best.robust_accuracy:.1%}"
