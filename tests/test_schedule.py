@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
+from bivallate.errors import UserError
+from bivallate.lower.curriculum import Curriculum
+from bivallate.lower.guided_objectives import GuidedCrossEntropy
+from bivallate.lower.helper_network import HelperNetwork
+from bivallate.lower.pgd import PGD
+from bivallate.lower.stop import Misclassified
 from bivallate.schedule import Constant, Linear, Milestones, value_at
 from bivallate.types import Clock
+from bivallate.upper.loss import Adversarial
+from bivallate.upper.smoothness_losses import Consistent, Guided
 
 
 def test_numbers_and_schedules_are_read_alike() -> None:
@@ -31,3 +41,27 @@ def test_progress_counts_minibatches() -> None:
     assert Clock(0, 4, 0, 10).progress == 0
     assert Clock(1, 4, 5, 10).progress == pytest.approx(0.375)
     assert Clock(3, 4, 9, 10).progress < 1
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (lambda: Guided(Linear(1.0, -1.0)), "weight in epoch 52 of 100 must be at least 0, got -0.02"),
+        (
+            lambda: GuidedCrossEntropy(Milestones((1.0, math.inf), (0.5,))),
+            "weight in epoch 51 of 100 must be fin",
+        ),
+        (lambda: Consistent(Adversarial(), Constant(-1.0)), "weight in epoch 1 of 100 .* got -1"),
+        (lambda: Misclassified(Linear(-1, 3)), "tau in epoch 1 of 100"),
+        (lambda: Curriculum(PGD(3, 0.1), Linear(3, -1)), "level in epoch"),
+        (lambda: Curriculum(PGD(3, 0.1), -1), "level must be at least 0, got -1"),
+        (lambda: HelperNetwork(PGD(3, 0.1), lr=Constant(-0.1)), "lr in epoch 1"),
+    ],
+)
+def test_a_strength_that_changes_is_checked_as_a_number_is(part, said) -> None:
+    with pytest.raises(UserError, match=said):
+        part()
+
+
+def test_a_schedule_may_begin_at_nothing() -> None:
+    assert value_at(Guided(Linear(0.0, 4.5, 0.9)).weight, Clock(9, 10)) == 4.5

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 from bivallate.errors import UserError, check_range
 from bivallate.from_text import parse_number
 from bivallate.parts import part
 from bivallate.types import Clock
+
+TRIED = 100  # epochs of the run in which a schedule's values are checked
 
 
 class Schedule(Protocol):
@@ -106,3 +109,12 @@ class Ramp(Schedule):
 def value_at(value: float | Schedule, clock: Clock) -> float:
     """A number as it is, or a schedule's value now."""
     return value if isinstance(value, int | float) else value(clock)
+
+
+def check_values(what: str, value: float | Schedule | None, low: float, high: float = math.inf) -> None:
+    """As `check_range`, of a number or of every value that a schedule has in a run of 100 epochs."""
+    if not callable(value):
+        check_range(what, value, low, high)
+        return
+    for epoch in range(TRIED):
+        check_range(f"{what} in epoch {epoch + 1} of {TRIED}", value(Clock(epoch, TRIED)), low, high)
