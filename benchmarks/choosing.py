@@ -6,12 +6,13 @@ tables show the method with the highest accuracy, and those that a paired test d
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.choosing_figure import FIGURE, mean
+from benchmarks.choosing_figure import draw as draw_panels
 from benchmarks.records import Row, every
 from bivallate.files import write_text
 from bivallate.methods.entries import registry
@@ -85,7 +86,7 @@ def table(origins: Sequence[Setting], methods: dict[str, list[Row]]) -> str:
     ]
     before = ""
     for budget in BUDGETS:
-        within = {name: rows for name, rows in methods.items() if _mean(rows, "passes") <= budget}
+        within = {name: rows for name, rows in methods.items() if mean(rows, "passes") <= budget}
         if within and (line := _line(within, known)) != before:
             lines.append(f"| {budget:,} {line}")
             before = line
@@ -93,14 +94,14 @@ def table(origins: Sequence[Setting], methods: dict[str, list[Row]]) -> str:
 
 
 def _line(methods: dict[str, list[Row]], classes: bool) -> str:
-    order = sorted(methods, key=lambda name: -_mean(methods[name], "robust"))
+    order = sorted(methods, key=lambda name: -mean(methods[name], "robust"))
     best = methods[order[0]]
-    low, high = _mean(best, "low"), _mean(best, "high")
+    low, high = mean(best, "low"), mean(best, "high")
     others = [methods[name][0].label for name in order[1:] if not _below(methods[name], best)]
     seeds = f", {len(best)} seeds" if len(best) > 1 else ""
     told = ", ".join(others) or ("none" if len(methods) > 1 else "no other was run")
-    figures = f"{100 * _mean(best, 'robust'):.1f} % [{100 * low:.1f}, {100 * high:.1f}]{seeds}"
-    worst = f" {100 * _mean(best, 'worst'):.1f} % |" if classes else ""
+    figures = f"{100 * mean(best, 'robust'):.1f} % [{100 * low:.1f}, {100 * high:.1f}]{seeds}"
+    worst = f" {100 * mean(best, 'worst'):.1f} % |" if classes else ""
     linked = f"[{order[0]}](methods/{order[0]}.md){best[0].label.removeprefix(order[0])}"
     return f"| {linked} | {figures} |{worst} {told} |"
 
@@ -115,27 +116,40 @@ def _below(rows: Sequence[Row], best: Sequence[Row]) -> bool:
     pairs = [(a, b) for r in best if (a := r.verdicts) and (b := of_seed.get(r.seed)) and a.pairs_with(b)]
     if pairs and all(a.same_points(pairs[0][0]) for a, _ in pairs):
         return sign_flip(sum(a.value - b.value for a, b in pairs)) < LEVEL
-    return _mean(rows, "robust") < _mean(best, "low")
+    return mean(rows, "robust") < mean(best, "low")
 
 
-def _mean(rows: Sequence[Row], key: str) -> float:
-    return statistics.fmean(getattr(row, key) for row in rows)
-
-
-def tables() -> str:
-    """The tables between the markers, as Markdown."""
+def shown() -> list[tuple[list[Setting], dict[str, list[Row]]]]:
+    """The tables that share a setting, and the methods of them all."""
     found = settings(every(ROOT / "results")[0])
-    shown: list[tuple[list[Setting], dict[str, list[Row]]]] = []
+    joined: list[tuple[list[Setting], dict[str, list[Row]]]] = []
     for one in strongest(found):
         methods = found[one]
-        for origins, others in shown:
+        for origins, others in joined:
             if _anywhere(origins[0]) == _anywhere(one) and _networks(others) & _networks(methods):
                 origins.append(one)
                 others |= {name: rows for name, rows in methods.items() if name not in others}
                 break
         else:
-            shown.append(([one], dict(methods)))
-    return "\n\n".join(table(origins, methods) for origins, methods in shown)
+            joined.append(([one], dict(methods)))
+    return joined
+
+
+def tables() -> str:
+    """The tables between the markers, as Markdown."""
+    return "\n\n".join(table(origins, methods) for origins, methods in shown())
+
+
+def draw() -> None:
+    """Draw the settings that AutoAttack judges on test images."""
+    panels = []
+    for (setting, *_), methods in shown():
+        if (setting.attack, setting.judged) == ("autoattack", "test"):
+            best = max(methods.values(), key=lambda rows: mean(rows, "robust"))
+            equals = [rows for rows in methods.values() if rows == best or not _below(rows, best)]
+            title = setting.title.replace(", Linf", ",\nLinf", 1).rpartition(", ")[0]
+            panels.append((title, list(methods.values()), equals))
+    draw_panels(panels, ROOT / FIGURE)
 
 
 def _networks(methods: dict[str, list[Row]]) -> set[Row]:
@@ -149,9 +163,10 @@ def _anywhere(one: Any) -> Any:
 
 
 def main() -> None:
-    """Write the tables into the page."""
+    """Write the tables into the page, and draw them."""
     before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
     write_text(PAGE, f"{before}{MARKS[0]}\n\n{tables()}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
+    draw()
 
 
 if __name__ == "__main__":
