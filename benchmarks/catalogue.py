@@ -172,9 +172,12 @@ def class_hits(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 HEAD = """# The catalogue on digits
 
 Every method with its default parameters, on scikit-learn's digits: tiny-cnn, Linf eps = {eps}, {epochs}
-epochs (divided by the number of replays), batch 64, SGD with a triangular rate up to 0.1, three seeds; mean
-and, in brackets, the lowest and highest seed. SA and RA are of the epoch that was most robust on held-out
-images, attacked by PGD-20 on the 359 test images; RA last is of the last epoch. ESS is the effective sample
+epochs (`free-at` three, for it updates in each of eight replays), batch 64, SGD with a triangular rate up to
+0.1 (`yopo` 0.02, for it sums the gradients of five replays), three seeds; mean and, in brackets, the lowest
+and highest seed. SA is clean accuracy, RA robust accuracy, and RA-Tail-30 that of the weakest 30 % of the
+classes ([glossary](glossary.md)); passes are forward (F) and backward (B) ones an example. SA and RA are of
+the epoch that was most robust on held-out images, attacked by PGD-20 on the 359 test images; RA last is of
+the last epoch. ESS is the effective sample
 size of the weights, as a fraction of the minibatch, averaged over training. A training that ended with an
 error counts among the seeds, not in the means. The last column asks for 70 % of the robust accuracy of `at`:
 {bar}.
@@ -185,9 +188,11 @@ accuracies, 0 if all are equal; both are of the same epoch and attack as RA. A c
 from {low} to {high} %. The same images choose the worst class and measure it, so it is too low on average.
 
 Made by `python -m benchmarks.catalogue` (seeds 0, 1, 2; commits {commits}; {machines}).
-Another kind of processor rounds otherwise, and a training [carries that on](demo.md).
-The settings are the same for all and were tuned for none: this table shows that the methods work, not which
-is best.
+Another kind of processor rounds otherwise, and a training [carries that on](demo.md); a machine that is
+given as x86_64 alone does not tell its kind.
+The settings are the same for all and were tuned for none: this table shows which methods train with them,
+not which is best. The last column is of the most robust epoch; where RA last is far below RA, as for all DONE
+methods, it holds for that epoch alone.
 
 {columns}
 {rows}
