@@ -24,8 +24,9 @@ def free_at(threat: Threat, *, replays: int = 8, step_size: float = 1.0) -> Meth
     Objective: that of AT; delta is carried over by position in the minibatch, from replay to replay and from
     minibatch to minibatch.
 
-    Each epoch makes m updates a minibatch: divide the epochs by m to compare costs. Weaker than AT at equal
-    epochs. With m too large the network forgets the data between visits.
+    Each epoch makes m updates a minibatch: divide the epochs by m to compare costs, and lower the rate if it
+    was chosen for one update a minibatch. Weaker than AT at equal epochs. With m too large the network
+    forgets the data between visits.
 
     Args:
         threat: the set of perturbations.

@@ -164,7 +164,7 @@ class Record:
         If the column is of another network's examples, or of FOSC, they are of the first evaluation of the
         same weights that is of neither. None if there is none, or for a column without points (seconds).
         """
-        scores, own = self.entry["scores"], self.columns[column].get("score", "")
+        scores, own = self.entry["scores"], self._entry_of(column).get("score", "")
         for key in [own, *scores] if own in scores else []:
             points = scores[key]["points"]
             other = TRANSFERRED in key or weights_of(key) != weights_of(own)
@@ -179,7 +179,11 @@ class Record:
 
     def points(self, column: str) -> RecordedPoints | None:
         """The numbers of a column on the test points; None for a column without points (seconds)."""
-        return self._points_of(self.entry["columns"].get(column) or self.columns[column], column)
+        return self._points_of(self._entry_of(column), column)
+
+    def _entry_of(self, column: str) -> dict[str, Any]:
+        """The column as it is in the file, whose value may be of an older definition; or as computed."""
+        return self.entry["columns"].get(column) or self.columns[column]
 
     def _points_of(self, entry: dict[str, Any], column: str) -> RecordedPoints | None:
         score = self.entry["scores"].get(entry.get("score", ""))
