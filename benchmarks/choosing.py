@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.choosing_figure import FIGURE, mean
 from benchmarks.choosing_figure import draw as draw_panels
 from benchmarks.records import Row, every
@@ -86,7 +88,7 @@ def table(origins: Sequence[Setting], methods: dict[str, list[Row]]) -> str:
     ]
     before = ""
     for budget in BUDGETS:
-        within = {name: rows for name, rows in methods.items() if mean(rows, "passes") <= budget}
+        within = {name: rows for name, rows in methods.items() if round(mean(rows, "passes")) <= budget}
         if within and (line := _line(within, known)) != before:
             lines.append(f"| {budget:,} {line}")
             before = line
@@ -115,7 +117,8 @@ def _below(rows: Sequence[Row], best: Sequence[Row]) -> bool:
     of_seed = {r.seed: r.verdicts for r in rows}
     pairs = [(a, b) for r in best if (a := r.verdicts) and (b := of_seed.get(r.seed)) and a.pairs_with(b)]
     if pairs and all(a.same_points(pairs[0][0]) for a, _ in pairs):
-        return sign_flip(sum(a.value - b.value for a, b in pairs)) < LEVEL
+        gained = np.sum([a.value - b.value for a, b in pairs], 0)
+        return bool(gained.sum() > 0) and sign_flip(gained) < LEVEL
     return mean(rows, "robust") < mean(best, "low")
 
 

@@ -13,7 +13,7 @@ record in results/contest/ and is not repeated; the commands can be interrupted 
 Costs are forward and backward passes an example over the whole training: low is what N-FGSM costs in 20
 epochs, high what PGD-10 AT costs in them. Everyone has as many epochs as the cost allows, the same network,
 images, optimiser and rate, and the averaged weights (EMA). A training that exceeds its cost leaves no record;
-one whose gradient is not finite any more has diverged: it counts, with no accuracy.
+one whose gradient is not finite any more has diverged: it counts as 0 %.
 """
 
 from __future__ import annotations
@@ -54,24 +54,26 @@ def train(trial: Trial, device: str = "auto") -> str:
         return f"{trial.label} on {trial.data}: there already"
     if trial.record.exists():  # of another value, beyond the budget, or of other epochs than it pays for
         shutil.rmtree(trial.folder, ignore_errors=True)
-    try:
-        record = measured(trial, device)
-    except NonFinite as stopped:
-        config = computable(configure(trial, device))
-        write_json(trial.record, described(trial, config) | {"diverged": str(stopped).split(". ")[0]})
-        return f"{trial.label} on {trial.data} has diverged: {stopped}"
+    record = measured(trial, device)
     if record["passes"] > trial.budget:
         raise ValueError(f"{trial.label} has cost {record['passes']:.4g} passes, of {trial.budget} it may")
     write_json(trial.record, record)
-    return f"{trial.label} on {trial.data}, {record['epochs']} epochs: {told(record['held_out'])}"
+    came = f"diverged: {record['diverged']}" if "diverged" in record else told(record["held_out"])
+    return f"{trial.label} on {trial.data}, {record['epochs']} epochs: {came}"
 
 
 def measured(trial: Trial, device: str) -> dict[str, Any]:
-    """The record of a trial; trains it unless its run is there, and keeps the record beside the run."""
+    """The record of a trial; trains it unless its run is there, and keeps the record beside the run.
+
+    That of a training that diverges has `nothing` and says why.
+    """
     limit_threads(1)
     config = computable(configure(trial, device))
     dataset = cut(load_data(config.data, 0), SETTINGS[trial.data].rows)
-    run, model = finished(config, dataset, trial.folder, "ema")
+    try:
+        run, model = finished(config, dataset, trial.folder, "ema")
+    except NonFinite as stopped:
+        return described(trial, config) | {"diverged": str(stopped).split(". ")[0]}
     if (kept := run.path / f"{trial.label}.json").exists():
         return json.loads(kept.read_text(encoding="utf-8"))
     held = bv.evaluate(model, dataset.validation, config.method.threat, JUDGE)
@@ -120,7 +122,7 @@ def nothing(points: int) -> dict[str, Any]:
 def attack(trial: Trial, device: str = "auto") -> str:
     """Run AutoAttack on test images, once, and add what it leaves to the record of the trial.
 
-    Of a training that has diverged they leave none. A network that is gone is trained again. On another
+    A training that diverges has `nothing` there too. A network that is gone is trained again. On another
     machine it is another network: its figures on held-out images, its commit and its machine stand in the
     record beside those of the tuning, which has chosen.
 
@@ -131,11 +133,7 @@ def attack(trial: Trial, device: str = "auto") -> str:
     if "test" in record:
         return f"{trial.label} on {trial.data}: tested already"
     setting = SETTINGS[trial.data]
-    if "diverged" in record:
-        test = {"attack": TEST, **nothing(setting.points), "right": "0" * setting.points}
-        write_json(trial.record, {**record, "test": test})
-        return f"{trial.label} on {trial.data}, test: none, it has diverged"
-    found = measured(trial, device)
+    found = record if "diverged" in record else measured(trial, device)
     if alike(found["machine"], record["machine"]) and not repeats(found["held_out"], record["held_out"]):
         raise ValueError(
             f"{trial.label}: the training does not repeat its record, on a machine that computes alike: "
@@ -143,12 +141,16 @@ def attack(trial: Trial, device: str = "auto") -> str:
             f"{record['commit']}; find the change, or remove the record and tune"
         )
     network = {key: found[key] for key in ("held_out", "commit", "machine")}
-    points, threat = load_data(configure(trial, device).data, 0).test, trial.method.threat
-    score = bv.evaluate(bv.load(trial.folder, "ema"), points, threat, TEST, n=setting.points)
-    right = "".join(str(int(r)) for r in score.robust.tolist())  # of each point, the same for all trials
-    test = {"attack": TEST, **figures(score), "right": right, "network": network}
+    if "diverged" in found:
+        of, right = nothing(setting.points) | {"diverged": True}, "0" * setting.points
+    else:
+        points, threat = load_data(configure(trial, device).data, 0).test, trial.method.threat
+        score = bv.evaluate(bv.load(trial.folder, "ema"), points, threat, TEST, n=setting.points)
+        of = figures(score)
+        right = "".join(str(int(r)) for r in score.robust.tolist())  # of each point, the same for all trials
+    test = {"attack": TEST, **of, "right": right, "network": network}
     write_json(trial.record, {**record, "test": test})
-    return f"{trial.label} on {trial.data}, test: {told(figures(score))}"
+    return f"{trial.label} on {trial.data}, test: {'diverged' if 'diverged' in of else told(of)}"
 
 
 def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:

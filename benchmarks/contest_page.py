@@ -97,7 +97,7 @@ def judgement(data: str, cost: str) -> str:
         means = {
             k: statistics.fmean(t[k] for t in found) for k in ("clean", "robust", "worst_class", "tail_30")
         }
-        seeds = " / ".join(_percent(t["robust"]) for t in found)
+        seeds = " / ".join("diverged" if "diverged" in t else _percent(t["robust"]) for t in found)
         by = ", ".join(role for role, trial in roles.items() if _value(trial) == name)
         cells = (by, name, _percent(means["clean"]), _percent(means["robust"]), seeds)
         worst = f"{_percent(means['worst_class'])} {_span(worst_interval(found))}"

@@ -108,7 +108,11 @@ def test_a_training_that_exceeds_its_budget_fails(records: Path, monkeypatch: py
     assert not trial.record.exists()
 
 
-def diverges(trial: Trial, device: str) -> dict[str, Any]:
+def nothing(*_: Any) -> None:
+    """In place of images."""
+
+
+def diverges(*_: Any) -> Any:
     raise NonFinite("a gradient is not finite at epoch 9, minibatch 54. Likely cause: a rate")
 
 
@@ -118,8 +122,9 @@ def test_a_value_that_diverges_is_tuned_and_never_chosen(
     trial = Trial("mnist", "low", "nuat", 2)  # the best rival's
     trial.record.unlink()
 
-    monkeypatch.setattr(contest, "measured", diverges)
-    assert "nuat-2-seed0 on mnist has diverged" in contest.train(trial)
+    for name, by in (("load_data", nothing), ("cut", nothing), ("finished", diverges)):
+        monkeypatch.setattr(contest, name, by)
+    assert "epochs: diverged: a gradient is not finite" in contest.train(trial)
     assert trial.read()["diverged"] == "a gradient is not finite at epoch 9, minibatch 54"
     assert "there already" in contest.train(trial)
     assert roles()["best rival"] == ("nuat", 1)
@@ -136,14 +141,19 @@ def test_a_judged_seed_that_diverges_counts_with_no_accuracy(
         write(trial, held_out=held(0.9, 0.8) | {"robust": ROBUST.get(trial.name, 0.5)}, test=test)
     lost = Trial("mnist", "low", "nuat", 2, seed=1)
     lost.record.unlink()
-    monkeypatch.setattr(contest, "measured", diverges)
+    for name, by in (("load_data", nothing), ("cut", nothing), ("finished", diverges)):
+        monkeypatch.setattr(contest, name, by)
     contest.train(lost)
     assert contest_page.judgement("mnist", "low") == ""
     assert "diverged" in contest.attack(lost)
     (line,) = (
         row for row in contest_page.judgement("mnist", "low").splitlines() if "nuat" in row and "/" in row
     )
-    assert "| 53.3 | 80.0 / 0.0 / 80.0 |" in line
+    assert "| 53.3 | 80.0 / diverged / 80.0 |" in line
+    gone = Trial("mnist", "low", "bastion", 2, seed=2)  # it was recorded elsewhere, and diverges here
+    write(gone, held_out=held(0.9, 0.6), machine={"processor": "another"})
+    assert "diverged" in contest.attack(gone)
+    assert (gone.read()["test"]["robust"], gone.read()["held_out"]["robust"]) == (0.0, 0.9)
 
 
 @pytest.mark.parametrize(("gain", "verdict"), [(100, "decided"), (0, "not decided")])

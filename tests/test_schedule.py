@@ -7,12 +7,12 @@ import math
 import pytest
 
 from bivallate.errors import UserError
-from bivallate.lower.curriculum import Curriculum
+from bivallate.lower.curriculum import Curriculum, Levels
 from bivallate.lower.guided_objectives import GuidedCrossEntropy
 from bivallate.lower.helper_network import HelperNetwork
 from bivallate.lower.pgd import PGD
 from bivallate.lower.stop import Misclassified
-from bivallate.schedule import Constant, Linear, Milestones, value_at
+from bivallate.schedule import Constant, Linear, Milestones, Ramp, value_at
 from bivallate.types import Clock
 from bivallate.upper.loss import Adversarial
 from bivallate.upper.smoothness_losses import Consistent, Guided
@@ -46,21 +46,35 @@ def test_progress_counts_minibatches() -> None:
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        (lambda: Guided(Linear(1.0, -1.0)), "weight in epoch 52 of 100 must be at least 0, got -0.02"),
+        (lambda: Guided(Linear(1.0, -1.0)), "weight must be at least 0, got -1.0"),
         (
             lambda: GuidedCrossEntropy(Milestones((1.0, math.inf), (0.5,))),
-            "weight in epoch 51 of 100 must be fin",
+            "weight must be finite, got inf",
         ),
-        (lambda: Consistent(Adversarial(), Constant(-1.0)), "weight in epoch 1 of 100 .* got -1"),
-        (lambda: Misclassified(Linear(-1, 3)), "tau in epoch 1 of 100"),
-        (lambda: Curriculum(PGD(3, 0.1), Linear(3, -1)), "level in epoch"),
+        (lambda: Consistent(Adversarial(), Constant(-1.0)), "weight must be at least 0, got -1.0"),
+        (lambda: Misclassified(Linear(-1, 3)), "tau must be at least 0, got -1"),
+        (lambda: Curriculum(PGD(3, 0.1), Linear(3, -1)), "level must be at least 0, got -1"),
         (lambda: Curriculum(PGD(3, 0.1), -1), "level must be at least 0, got -1"),
-        (lambda: HelperNetwork(PGD(3, 0.1), lr=Constant(-0.1)), "lr in epoch 1"),
+        (lambda: HelperNetwork(PGD(3, 0.1), lr=Constant(-0.1)), "lr must be at least 0, got -0.1"),
     ],
 )
 def test_a_strength_that_changes_is_checked_as_a_number_is(part, said) -> None:
     with pytest.raises(UserError, match=said):
         part()
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [Constant(2.0), Milestones((3.0, 1.0), (0.5,)), Linear(-1.0, 2.0, 0.4), Ramp(3.0), Levels(4, 0.5)],
+)
+def test_a_schedule_stays_between_its_extremes(schedule) -> None:
+    for epochs in (1, 3, 10):
+        for epoch in range(epochs):
+            assert min(schedule.extremes) <= schedule(Clock(epoch, epochs)) <= max(schedule.extremes)
+
+
+def test_a_schedule_of_ones_own_may_be_made_for_one_length() -> None:
+    assert Guided(lambda clock: (1.0, 2.0, 3.0)[clock.epoch]).weight is not None
 
 
 def test_a_schedule_may_begin_at_nothing() -> None:

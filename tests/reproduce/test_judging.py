@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
 
+from bivallate.errors import UserError
 from bivallate.evaluation.evaluation_file import pack
 from bivallate.evaluation.statistics import mcnemar
 from bivallate.reproduce.judging import _score_interval as score_interval
 from bivallate.reproduce.judging import judge_claim, sign_flip
 from bivallate.reproduce.paper_table import Claim, PaperTable
-from bivallate.reproduce.records import Record
+from bivallate.reproduce.records import Record, read_record
 
-from .conftest import by_hand
+from .conftest import by_hand, keep
 
 TABLE = PaperTable("T-X", "title", "source", (), (), lambda cell: cell, "note")
 PGD = Claim("A", "B", "PGD")
@@ -261,8 +265,31 @@ def test_a_guess_is_of_the_network_that_the_claim_is_on(column: str, score: str,
     assert judge_claim(TABLE, claim, "g", [by_hand("A", verdicts(60)), b]).at_chance == chance
 
 
-def test_one_seed_of_three_at_chance_is_no_guess() -> None:
+@pytest.mark.parametrize(("guesses", "chance"), [(1, ()), (2, ("B",))])
+def test_half_of_the_seeds_make_a_guess(guesses: int, chance: tuple) -> None:
     records = [by_hand(row, verdicts(60), seed=seed) for row in "AB" for seed in range(3)]
     for record in records:
-        guessing(record, SOME if record.seed else CONSTANT)
-    assert judge_claim(TABLE, PGD, "g", records).at_chance == ()
+        guessing(record, CONSTANT if record.row == "B" and record.seed < guesses else SOME)
+    assert judge_claim(TABLE, PGD, "g", records).at_chance == chance
+
+
+def test_what_an_attack_makes_of_right_images_is_no_guess() -> None:
+    """All clean images are right, and the attack turns every one into class 0."""
+    b = guessing(by_hand("B", verdicts(0)), CONSTANT)
+    b.entry["scores"]["pgd-20"]["points"]["stage"] = pack(torch.ones(100, dtype=torch.int8))
+    assert judge_claim(TABLE, PGD, "g", [by_hand("A", verdicts(60)), b]).at_chance == ()
+
+
+@pytest.mark.parametrize(
+    "predicted",
+    [torch.zeros(99), torch.zeros(100) - 1, torch.zeros(100) + 2**20],
+    ids=["few", "below", "above"],
+)
+def test_a_record_of_impossible_predictions_is_refused(predicted: torch.Tensor, tmp_path: Path) -> None:
+    kept = keep(guessing(by_hand("B", verdicts(0)), SOME), tmp_path, "cpu", "b")
+    entry = json.loads(kept.read_text(encoding="utf-8"))
+    read_record(kept)
+    entry["scores"]["pgd-20"]["points"]["predicted"] = pack(predicted.int())
+    kept.write_text(json.dumps(entry), encoding="utf-8")
+    with pytest.raises(UserError, match="predicted"):
+        read_record(kept)

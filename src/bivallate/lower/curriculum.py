@@ -45,6 +45,11 @@ class Levels(Schedule):
         length = max(1, round(self.until * clock.epochs))
         return min(self.highest, clock.epoch * (self.highest + 1) // length)
 
+    @property
+    def extremes(self) -> tuple[float, ...]:
+        """Numbers between which all values lie."""
+        return 0, self.highest
+
 
 @part
 class Curriculum(Solver):

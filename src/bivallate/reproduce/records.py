@@ -173,7 +173,7 @@ class Record:
             kept = {n: unpacked(points[n], f"{key}.{n}") for n in ("y", "stage", "predicted")}
             within(len(kept["y"]), **kept)
             in_range(y=(kept["y"], 0, MOST), predicted=(kept["predicted"], 0, MOST))
-            y, stage, predicted = (of.numpy() for of in kept.values())
+            y, stage, predicted = (of.long().numpy() for of in kept.values())
             return y, np.where(stage == CLEAN, predicted, y)  # of a right image it is what attacks make of it
         return None
 
