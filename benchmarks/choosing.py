@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.choosing_figure import FIGURE, mean
+from benchmarks.choosing_figure import FIGURE
 from benchmarks.choosing_figure import draw as draw_panels
-from benchmarks.records import Row, every
+from benchmarks.records import Row, every, mean
 from bivallate.files import write_text
 from bivallate.methods.entries import registry
 from bivallate.reproduce.judging import LEVEL, sign_flip
@@ -46,6 +46,9 @@ class Setting:
         """As a heading."""
         images = f"{self.images:,} training images" if self.images else "all training images"
         return f"{DATA.get(self.data, self.data.upper())}, {self.threat}, {self.network}, {images}"
+
+
+Shown = list[tuple[list[Setting], dict[str, list[Row]]]]  # the settings that are one table, and its methods
 
 
 def settings(rows: Iterable[Row]) -> dict[Setting, dict[str, list[Row]]]:
@@ -122,10 +125,10 @@ def _below(rows: Sequence[Row], best: Sequence[Row]) -> bool:
     return mean(rows, "robust") < mean(best, "low")
 
 
-def shown() -> list[tuple[list[Setting], dict[str, list[Row]]]]:
+def shown() -> Shown:
     """The tables that share a setting, and the methods of them all."""
     found = settings(every(ROOT / "results")[0])
-    joined: list[tuple[list[Setting], dict[str, list[Row]]]] = []
+    joined: Shown = []
     for one in strongest(found):
         methods = found[one]
         for origins, others in joined:
@@ -138,15 +141,15 @@ def shown() -> list[tuple[list[Setting], dict[str, list[Row]]]]:
     return joined
 
 
-def tables() -> str:
+def tables(found: Shown) -> str:
     """The tables between the markers, as Markdown."""
-    return "\n\n".join(table(origins, methods) for origins, methods in shown())
+    return "\n\n".join(table(origins, methods) for origins, methods in found)
 
 
-def draw() -> None:
+def draw(found: Shown) -> None:
     """Draw the settings that AutoAttack judges on test images."""
     panels = []
-    for (setting, *_), methods in shown():
+    for (setting, *_), methods in found:
         if (setting.attack, setting.judged) == ("autoattack", "test"):
             best = max(methods.values(), key=lambda rows: mean(rows, "robust"))
             equals = [rows for rows in methods.values() if rows == best or not _below(rows, best)]
@@ -167,9 +170,10 @@ def _anywhere(one: Any) -> Any:
 
 def main() -> None:
     """Write the tables into the page, and draw them."""
+    found = shown()
     before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
-    write_text(PAGE, f"{before}{MARKS[0]}\n\n{tables()}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
-    draw()
+    write_text(PAGE, f"{before}{MARKS[0]}\n\n{tables(found)}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
+    draw(found)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.records import Row
+from benchmarks.records import Row, mean
 from bivallate.style import COLOURS, COLUMN, save, styled
 
 FIGURE = Path("docs/figures/choosing")
@@ -64,8 +64,3 @@ def _label(seeds: Sequence[Row]) -> str:
     of = seeds[0]
     name = of.variant if of.variant.lower().startswith(of.method) else of.label
     return f"{name}, {mean(seeds, 'passes'):,.0f}"
-
-
-def mean(rows: Sequence[Row], key: str) -> float:
-    """Mean of an accuracy or a cost over the seeds."""
-    return sum(getattr(row, key) for row in rows) / len(rows)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,11 @@ class Row:
     def label(self) -> str:
         """The method, and the variant of it."""
         return f"{self.method} ({self.variant})" if self.variant else self.method
+
+
+def mean(rows: Sequence[Row], key: str) -> float:
+    """Mean of an accuracy or a cost over the seeds of a method."""
+    return statistics.fmean(getattr(row, key) for row in rows)
 
 
 def every(results: Path) -> tuple[list[Row], int]:

@@ -54,7 +54,7 @@ def test_tables_that_share_a_network_are_one(monkeypatch: pytest.MonkeyPatch) ->
         (["T-X", "T-Y"], set(names)),
         (["T-Z"], set(names[:5])),
     ]
-    text = choosing.tables()
+    text = choosing.tables(tables)
     assert "7 methods, [T-X](results.md), [T-Y](results.md)." in text
     assert "80.3" not in text
     assert "| 100 |" in text

@@ -29,15 +29,16 @@ class RankError(UserError):
 def check_range(what: str, value: object, low: float, high: float = math.inf) -> None:
     """Raise UserError for a number that is not finite or not between low and high.
 
-    Anything else passes, such as a schedule.
+    Of a schedule its `extremes` are checked. Anything else passes, such as a schedule without them.
     """
-    if not isinstance(value, int | float):
-        return
-    if not low <= value <= high:
-        top = "" if math.isinf(high) else f" and at most {high:g}"
-        raise UserError(f"{what} must be at least {low:g}{top}, got {value!r}")
-    if value == math.inf:
-        raise UserError(f"{what} must be finite, got {value!r}")
+    for number in getattr(value, "extremes", (value,)):
+        if not isinstance(number, int | float):
+            continue
+        if not low <= number <= high:
+            top = "" if math.isinf(high) else f" and at most {high:g}"
+            raise UserError(f"{what} must be at least {low:g}{top}, got {number!r}")
+        if number == math.inf:
+            raise UserError(f"{what} must be finite, got {number!r}")
 
 
 def to_python(value: Any) -> Any:

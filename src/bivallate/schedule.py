@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 
 from bivallate.errors import UserError, check_range
@@ -127,9 +126,3 @@ class Ramp(Schedule):
 def value_at(value: float | Schedule, clock: Clock) -> float:
     """A number as it is, or a schedule's value now."""
     return value if isinstance(value, int | float) else value(clock)
-
-
-def check_values(what: str, value: float | Schedule | None, low: float, high: float = math.inf) -> None:
-    """As `check_range`, of a number or of the `extremes` of a schedule; a schedule without them passes."""
-    for number in getattr(value, "extremes", (value,)):
-        check_range(what, number, low, high)

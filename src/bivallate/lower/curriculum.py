@@ -18,7 +18,7 @@ from bivallate.lower.start import zero
 from bivallate.noise import Noise
 from bivallate.parts import OF_EPOCHS, part
 from bivallate.roles import Composition
-from bivallate.schedule import Schedule, check_values, value_at
+from bivallate.schedule import Schedule, value_at
 from bivallate.types import Clock, Evidence, Facts, Solution
 
 
@@ -66,7 +66,7 @@ class Curriculum(Solver):
     level: float | Schedule
 
     def __post_init__(self) -> None:
-        check_values("level", self.level, 0)
+        check_range("level", self.level, 0)
 
     def stepped(self, length: float, number: float = 1.0) -> Self:
         """Scale the inner solver's steps."""

@@ -11,7 +11,7 @@ from bivallate.lower.distances import DISTANCES, DistanceName, check_distance
 from bivallate.lower.labels import label_loss
 from bivallate.lower.problem import LowerProblem, Objective
 from bivallate.parts import part
-from bivallate.schedule import Schedule, check_values, value_at
+from bivallate.schedule import Schedule, value_at
 
 __all__ = ["GuidedCrossEntropy", "SmoothedCrossEntropy", "smoothed_targets"]
 
@@ -40,7 +40,7 @@ class GuidedCrossEntropy(Objective):
 
     def __post_init__(self) -> None:
         check_distance(self.distance)
-        check_values("weight", self.weight, 0)
+        check_range("weight", self.weight, 0)
 
     def takes_two_labels(self) -> bool:
         """True: labels are read through `label_loss`."""

@@ -15,7 +15,7 @@ from bivallate.lower.problem import LowerProblem
 from bivallate.lower.second_network import WithSecondNetwork, tensors_of
 from bivallate.lower.solver import Remembering
 from bivallate.parts import part
-from bivallate.schedule import Schedule, check_values, value_at
+from bivallate.schedule import Schedule, value_at
 from bivallate.types import Evidence, Facts, Solution
 
 __all__ = ["BoundHelperNetwork", "HelperNetwork"]
@@ -49,7 +49,7 @@ class HelperNetwork(AroundPGD, Remembering):
     weight_decay: float = 5e-4
 
     def __post_init__(self) -> None:
-        check_values("lr", self.lr, 0)
+        check_range("lr", self.lr, 0)
         check_range("momentum", self.momentum, 0, 1)
         check_range("weight_decay", self.weight_decay, 0)
 

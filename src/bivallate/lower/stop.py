@@ -13,12 +13,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bivallate.errors import UserError, unknown
+from bivallate.errors import UserError, check_range, unknown
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.threat import Linf, ThreatModel
 from bivallate.parts import part
 from bivallate.roles import Role
-from bivallate.schedule import Schedule, check_values, value_at
+from bivallate.schedule import Schedule, value_at
 
 Form = Literal["ball", "box"]
 FORMS = ("ball", "box")
@@ -106,7 +106,7 @@ class Misclassified(Stop):
     tau: float | Schedule = 0
 
     def __post_init__(self) -> None:
-        check_values("tau", self.tau, 0)
+        check_range("tau", self.tau, 0)
 
     def __call__(self, problem: LowerProblem) -> StopRule:
         left = torch.full_like(problem.y, int(value_at(self.tau, problem.clock)))

@@ -15,7 +15,7 @@ from bivallate.lower.problem import LowerProblem
 from bivallate.lower.threat import Linf
 from bivallate.parts import part
 from bivallate.roles import Composition
-from bivallate.schedule import Schedule, check_values, value_at
+from bivallate.schedule import Schedule, value_at
 from bivallate.types import Terms, per_example
 from bivallate.upper.loss import AroundLoss, Loss
 
@@ -44,7 +44,7 @@ class Guided(Loss):
 
     def __post_init__(self) -> None:
         check_distance(self.distance)
-        check_values("weight", self.weight, 0)
+        check_range("weight", self.weight, 0)
         check_range("label smoothing", self.smoothing, 0, 1)
 
     def takes_two_labels(self) -> bool:
@@ -102,7 +102,7 @@ class Consistent(AroundLoss):
 
     def __post_init__(self) -> None:
         check_distance(self.distance)
-        check_values("weight", self.weight, 0)
+        check_range("weight", self.weight, 0)
 
     def check(self, method: Composition) -> None:
         """Raise UserError for a solver that does not keep its starting point."""
