@@ -6,6 +6,7 @@ tables show the method with the highest accuracy, and those that a paired test d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from benchmarks.choosing_figure import FIGURE
 from benchmarks.choosing_figure import draw as draw_panels
 from benchmarks.records import Row, every, mean
+from bivallate.evaluation.statistics import Z95, holm
 from bivallate.files import write_text
 from bivallate.methods.entries import registry
 from bivallate.reproduce.judging import LEVEL, sign_flip
@@ -99,30 +101,42 @@ def table(origins: Sequence[Setting], methods: dict[str, list[Row]]) -> str:
 
 
 def _line(methods: dict[str, list[Row]], classes: bool) -> str:
-    order = sorted(methods, key=lambda name: -mean(methods[name], "robust"))
-    best = methods[order[0]]
+    first, *alike = equals(methods)
+    best = methods[first]
     low, high = mean(best, "low"), mean(best, "high")
-    others = [methods[name][0].label for name in order[1:] if not _below(methods[name], best)]
+    others = [methods[name][0].label for name in alike]
     seeds = f", {len(best)} seeds" if len(best) > 1 else ""
     told = ", ".join(others) or ("none" if len(methods) > 1 else "no other was run")
     figures = f"{100 * mean(best, 'robust'):.1f} % [{100 * low:.1f}, {100 * high:.1f}]{seeds}"
     worst = f" {100 * mean(best, 'worst'):.1f} % |" if classes else ""
-    linked = f"[{order[0]}](methods/{order[0]}.md){best[0].label.removeprefix(order[0])}"
+    linked = f"[{first}](methods/{first}.md){best[0].label.removeprefix(first)}"
     return f"| {linked} | {figures} |{worst} {told} |"
 
 
-def _below(rows: Sequence[Row], best: Sequence[Row]) -> bool:
-    """Whether a method is told apart from the highest.
+def equals(methods: dict[str, list[Row]]) -> list[str]:
+    """The methods that no test tells apart from the highest, in order of accuracy; the highest comes first.
 
-    By the exact test on the same points, over the seeds that both have; by the interval of the highest where
-    records do not have the points.
+    Every other method is tested against the highest, with Holm's correction for their number.
+    """
+    first, *others = sorted(methods, key=lambda name: -mean(methods[name], "robust"))
+    p_values = holm([_p_value(methods[name], methods[first]) for name in others])
+    return [first, *(name for name, p in zip(others, p_values, strict=True) if p >= LEVEL)]
+
+
+def _p_value(rows: Sequence[Row], best: Sequence[Row]) -> float:
+    """Two-sided p-value of the difference to the highest; 1 for a method that is as high where both were run.
+
+    By the exact test on the same points, over the seeds that both have. Where records do not have the points,
+    from the intervals, as if the points were different ones.
     """
     of_seed = {r.seed: r.verdicts for r in rows}
     pairs = [(a, b) for r in best if (a := r.verdicts) and (b := of_seed.get(r.seed)) and a.pairs_with(b)]
     if pairs and all(a.same_points(pairs[0][0]) for a, _ in pairs):
         gained = np.sum([a.value - b.value for a, b in pairs], 0)
-        return bool(gained.sum() > 0) and sign_flip(gained) < LEVEL
-    return mean(rows, "robust") < mean(best, "low")
+        return sign_flip(gained) if gained.sum() > 0 else 1.0
+    halves = [(mean(side, "high") - mean(side, "low")) / 2 for side in (rows, best)]
+    gain = mean(best, "robust") - mean(rows, "robust")
+    return math.erfc(Z95 * gain / math.hypot(*halves) / math.sqrt(2))
 
 
 def shown() -> Shown:
@@ -151,10 +165,9 @@ def draw(found: Shown) -> None:
     panels = []
     for (setting, *_), methods in found:
         if (setting.attack, setting.judged) == ("autoattack", "test"):
-            best = max(methods.values(), key=lambda rows: mean(rows, "robust"))
-            equals = [rows for rows in methods.values() if rows == best or not _below(rows, best)]
+            alike = [methods[name] for name in equals(methods)]
             title = setting.title.replace(", Linf", ",\nLinf", 1).rpartition(", ")[0]
-            panels.append((title, list(methods.values()), equals))
+            panels.append((title, list(methods.values()), alike))
     draw_panels(panels, ROOT / FIGURE)
 
 

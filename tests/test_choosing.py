@@ -23,24 +23,35 @@ def rows(method: str, right: list[int], *, points: bool = True, table: str = "T-
 
 
 @pytest.mark.parametrize(
-    ("other", "best", "points", "below"),
+    ("other", "best", "points", "equal"),
     [
-        ([60], [64], True, False),
-        ([60], [66], True, True),  # six points that only one has right: p = 0.03
-        ([60], [66], False, False),  # its interval is ten points
-        ([60], [71], False, True),
-        ([70], [60, 80, 80], True, False),  # higher where both were run
-        ([60, 60], [70, 70], True, True),
+        ([60], [64], True, True),
+        ([60], [66], True, False),  # six points that only one has right: p = 0.03
+        ([60], [73], False, True),  # 13 points, and each interval is 10 to either side: p = 0.07
+        ([60], [75], False, False),
+        ([70], [60, 80, 80], True, True),  # higher where both were run
+        ([60, 60], [70, 70], True, False),
     ],
 )
 def test_the_same_points_decide_where_records_have_them(
-    other: list[int], best: list[int], points: bool, below: bool
+    other: list[int], best: list[int], points: bool, equal: bool
 ) -> None:
-    assert choosing._below(rows("at", other, points=points), rows("trades", best, points=points)) == below
+    methods = {"at": rows("at", other, points=points), "trades": rows("trades", best, points=points)}
+    assert choosing.equals(methods) == (["trades", "at"] if equal else ["trades"])
 
 
-def test_other_points_are_compared_by_the_interval() -> None:
-    assert not choosing._below(rows("at", [60]), rows("trades", [66], data="others"))
+def test_other_points_are_compared_by_the_intervals() -> None:
+    methods = {"at": rows("at", [60]), "trades": rows("trades", [66], data="others")}
+    assert choosing.equals(methods) == ["trades", "at"]
+
+
+def test_the_number_of_methods_is_corrected_for() -> None:
+    methods = {"at": rows("at", [60]), "trades": rows("trades", [66])}
+    assert choosing.equals(methods) == ["trades"]
+    methods |= {"mart": rows("mart", [59])}  # p = 0.016 and 0.031: the first times two, the second times one
+    assert choosing.equals(methods) == ["trades"]
+    methods |= {"fat": rows("fat", [60])}  # 0.016 times three is 0.047, but 0.031 times two is not below 0.05
+    assert choosing.equals(methods) == ["trades", "at", "fat"]
 
 
 def test_tables_that_share_a_network_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
