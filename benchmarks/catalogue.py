@@ -18,11 +18,18 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bivallate.evaluation.statistics import gini, wilson
+
+if TYPE_CHECKING:  # torch is imported by the processes that train
+    from torch.nn import Module
+
+    from bivallate.data import Dataset
+    from bivallate.method import Method
+    from bivallate.run.config import Config
 
 RECORDS, PAGE = Path("results/catalogue"), Path("docs/methods.md")
 EPS, EPOCHS, SEEDS, SHARE = 0.2, 24, (0, 1, 2), 0.7
@@ -46,27 +53,13 @@ def cell(task: tuple[str, int]) -> str:
     from bivallate.files import write_json
     from bivallate.methods.entries import create
     from bivallate.reproduce.machine import commit, machine
-    from bivallate.run.config import Config, Data, Model, Validation
     from bivallate.run.execution import execute
 
     torch.set_num_threads(1)
     method = create(name, bv.Linf(EPS))
-    config = Config(
-        method=method,
-        data=Data(name="digits"),
-        model=Model(name="tiny-cnn"),
-        optimizer=bv.SGD(0.1 / method.replays if method.accumulate else 0.1),
-        rate=bv.Triangle(0.4),
-        epochs=EPOCHS if method.accumulate else max(2, round(EPOCHS / method.replays)),
-        batch_size=64,
-        seed=seed,
-        validation=Validation(steps=10, rows=1000),
-        threads=1,
-    )
+    config = configured(method, seed)
     dataset = bv.data.load("digits", seed=seed)
-    model = bv.models.create(
-        "tiny-cnn", num_classes=10, shape=(1, 8, 8), mean=dataset.mean, std=dataset.std, seed=seed
-    )
+    model = digits_network(dataset, seed)
     folder = Path("runs/catalogue") / f"{name}-{seed}"
     began = time.monotonic()
     try:
@@ -101,6 +94,34 @@ def cell(task: tuple[str, int]) -> str:
     }
     write_json(RECORDS / f"{name}-{seed}.json", record)
     return f"{name} seed {seed}: clean {best.clean_accuracy:.1%} robust {best.robust_accuracy:.1%}"
+
+
+def configured(method: Method, seed: int) -> Config:
+    """The training of the catalogue, for any method and threat."""
+    import bivallate as bv
+    from bivallate.run.config import Config, Data, Model, Validation
+
+    return Config(
+        method=method,
+        data=Data(name="digits"),
+        model=Model(name="tiny-cnn"),
+        optimizer=bv.SGD(0.1 / method.replays if method.accumulate else 0.1),
+        rate=bv.Triangle(0.4),
+        epochs=EPOCHS if method.accumulate else max(2, round(EPOCHS / method.replays)),
+        batch_size=64,
+        seed=seed,
+        validation=Validation(steps=10, rows=1000),
+        threads=1,
+    )
+
+
+def digits_network(dataset: Dataset, seed: int) -> Module:
+    """The network of the catalogue, untrained."""
+    import bivallate as bv
+
+    return bv.models.create(
+        "tiny-cnn", num_classes=10, shape=(1, 8, 8), mean=dataset.mean, std=dataset.std, seed=seed
+    )
 
 
 def table() -> str:
