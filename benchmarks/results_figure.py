@@ -87,7 +87,7 @@ SHOWN = (
     ),
     Shown(
         "T-S1",
-        {"CIFAR-10, 8/255": "CIFAR-10 @8"},
+        {"CIFAR-10, 8/255": "CIFAR-10 @8", "CIFAR-10, 16/255": "CIFAR-10 @16"},
         {
             "SA": "clean",
             "PGD": "PGD-50-10",

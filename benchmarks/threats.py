@@ -105,7 +105,7 @@ def table(records: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
     made = ", ".join(sorted({r["commit"] for r in every})), "; ".join(sorted({r["machine"] for r in every}))
     alarmed = sorted({f"{r['method']} under {SHOWN[r['trained']]}" for r in every if r["alarms"]})
     said = (
-        f"Mean over {len(SEEDS)} seeds [lowest, highest], {points} test images: where half of them are right, "
+        f"Mean over {len(SEEDS)} seeds [lowest, highest], {points} test images: where half are right, "
         f"the 95 % interval\n(Wilson) of one seed is {low} to {high} %. Alarms of the sentinel: "
         f"{', '.join(alarmed) or 'none'}.\n`python -m benchmarks.threats`, commit {made[0]}; {made[1]}."
     )
