@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -116,15 +117,18 @@ def _line(methods: dict[str, list[Row]], classes: bool) -> str:
 def equals(methods: dict[str, list[Row]]) -> list[str]:
     """The methods that no test tells apart from the highest, in order of accuracy; the highest comes first.
 
-    Every other method is tested against the highest, with Holm's correction for their number.
+    With Holm's correction for all pairs, and not only those with the highest, which is chosen on the same
+    points.
     """
-    first, *others = sorted(methods, key=lambda name: -mean(methods[name], "robust"))
-    p_values = holm([_p_value(methods[name], methods[first]) for name in others])
-    return [first, *(name for name, p in zip(others, p_values, strict=True) if p >= LEVEL)]
+    first, *others = sorted(methods, key=lambda name: (-mean(methods[name], "robust"), name))
+    pairs = list(combinations([first, *others], 2))
+    p_values = holm([_p_value(methods[low], methods[high]) for high, low in pairs])
+    p_value = dict(zip(pairs, p_values, strict=True))
+    return [first, *(name for name in others if p_value[first, name] >= LEVEL)]
 
 
 def _p_value(rows: Sequence[Row], best: Sequence[Row]) -> float:
-    """Two-sided p-value of the difference to the highest; 1 for a method that is as high where both were run.
+    """Two-sided p-value of the difference to a higher method; 1 if it is not higher where both were run.
 
     By the exact test on the same points, over the seeds that both have. Where records do not have the points,
     from the intervals, as if the points were different ones.

@@ -44,7 +44,8 @@ def n_fgsm(threat: Threat, *, k: float = 2.0, step_size: float = 1.0) -> Method:
     Objective: min mean_i CE(x_i + eta_i + eps sign grad CE(x_i + eta_i)), eta_i uniform in [-k eps, k eps],
     both sums clipped to [0, 1].
 
-    Robust for its low cost, and rarely collapses; loses clean accuracy at large eps. Its training points lie
+    Robust for its low cost; loses clean accuracy at large eps. It did not collapse on CIFAR-10 at 16/255
+    (docs/papers.md), and ends at 3 % under PGD on digits at 0.3 (docs/sentinel.md). Its training points lie
     up to (k + 1) eps away by design.
 
     Args:
