@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.catalogue import worst
 from benchmarks.contest_page import shown
 from benchmarks.contest_trials import SETTINGS
+from benchmarks.threats import SHOWN, share, verdicts
 from bivallate.evaluation.statistics import wilson
 from bivallate.reproduce.cell import TRANSFERRED, slug, weights_of
 from bivallate.reproduce.definition import is_of_cell
@@ -28,6 +29,7 @@ PAGES = {
     "defaults": "defaults",
     "bastion": "bastion",
     "contest": "contest",
+    "threats": "threats",
 }  # whose tables the records make
 
 
@@ -84,6 +86,7 @@ def every(results: Path) -> tuple[list[Row], int]:
     """(all rows, and how many records of the papers' tables are left out because their cell is defined
     otherwise now). The agreement of two AutoAttacks (results/autoattack) has a page of its own."""
     rows = [*_catalogue(results), *_defaults(results), *_bastion(results), *_contest(results)]
+    rows += _threats(results)
     left = 0
     for table in tables().values():
         for scale in SCALES:
@@ -200,6 +203,27 @@ def _contest(results: Path) -> Iterator[Row]:
             of = _verdicts(found["right"], record["data"]) if where == "test" else None
             threat = f"Linf {_radius(setting.eps)}"
             yield Row(*named, setting.network, threat, attack, where, *figures, *rest, verdicts=of)
+
+
+def _threats(results: Path) -> Iterator[Row]:
+    for record in _read(results / "threats"):
+        named = "threats", PAGES["threats"], record["method"], "digits", 0, "tiny-cnn"
+        trained = record["trained"]
+        rest = record["seed"], "best" if trained else "last", _commit(record["commit"])
+        for kind, eps in record["radii"].items():
+            points = len(verdicts(record, kind))
+            figures = share(record, "clean"), *_with_interval(share(record, kind), points), record["passes"]
+            yield Row(
+                *named,
+                f"{SHOWN[kind]} {_radius(eps)}",
+                record["attack"],
+                "test",
+                points,
+                *figures,
+                *rest,
+                variant="" if trained in ("", kind) else f"trained under {SHOWN[trained]}",
+                verdicts=_verdicts(record["right"][kind], "digits"),
+            )
 
 
 def _verdicts(right: str, data: str) -> RecordedPoints:

@@ -24,10 +24,11 @@ from bivallate.evaluation.statistics import wilson
 from bivallate.files import write_json, write_text
 from bivallate.style import COLUMN, save, styled
 
-RECORDS, PAGE = Path("results/threats"), Path("docs/threats.md")
-PICTURE = Path("docs/figures/threats")
+ROOT = Path(__file__).parents[1]
+RECORDS, PAGE = ROOT / "results" / "threats", ROOT / "docs" / "threats.md"
+PICTURE = ROOT / "docs" / "figures" / "threats"
 BEGIN, END = "<!-- threats: begin -->", "<!-- threats: end -->"
-RADII = {"linf": 0.2, "l2": 0.75, "l1": 2.0}  # about 58 % of held-out digits are robust after AT under each
+RADII = {"linf": 0.2, "l2": 0.75, "l1": 2.0}  # AT is about equally robust under each
 SHOWN = {"linf": "Linf", "l2": "L2", "l1": "L1", "": "nothing"}
 METHODS, SEEDS, ATTACK = ("at", "trades", "bastion", "fast-bat", "n-fgsm"), (0, 1, 2), "autoattack"
 CELLS = (("plain", ""), *((method, kind) for kind in RADII for method in METHODS))
@@ -50,7 +51,10 @@ def cell(task: tuple[str, str, int]) -> str:
     config = configured(create(name, threat(kind or "linf", RADII[kind or "linf"])), seed)
     data = bv.data.load("digits", seed=seed)
     folder = Path("runs/threats") / f"{name}-{kind}-{seed}"
-    run = execute(config, data, digits_network(data, seed), folder, overwrite=True)
+    try:
+        run = execute(config, data, digits_network(data, seed), folder, overwrite=True)
+    except bv.UserError as error:
+        return f"{name} trained under {SHOWN[kind]}, seed {seed}: no record, {error}"
     network, of = bv.load(folder, "best" if kind else "last"), machine("cpu", 1)
     right = {}
     for attacked, eps in RADII.items():
@@ -104,9 +108,10 @@ def table(records: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
     low, high = (f"{100 * end:.0f}" for end in wilson(points // 2, points))
     made = ", ".join(sorted({r["commit"] for r in every})), "; ".join(sorted({r["machine"] for r in every}))
     alarmed = sorted({f"{r['method']} under {SHOWN[r['trained']]}" for r in every if r["alarms"]})
+    numbers = ", ".join(map(str, sorted({r["seed"] for r in every})))
     said = (
-        f"Mean over {len(SEEDS)} seeds [lowest, highest], {points} test images: where half are right, "
-        f"the 95 % interval\n(Wilson) of one seed is {low} to {high} %. Alarms of the sentinel: "
+        f"Mean over the seeds {numbers} [lowest, highest], {points} test images: where half are right,\n"
+        f"the 95 % interval (Wilson) of one seed is {low} to {high} %. Alarms of the sentinel: "
         f"{', '.join(alarmed) or 'none'}.\n`python -m benchmarks.threats`, commit {made[0]}; {made[1]}."
     )
     return "\n".join([*lines, "", said])
@@ -117,11 +122,12 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def drawn(records: dict[tuple[str, str], list[dict[str, Any]]]) -> Figure:
-    """A square of colour for each network and attack: under its own threat a method is seldom white."""
+    """A square of colour for each network and attack; bold: the threat that it was trained under."""
     values = np.array([[np.mean([share(r, key) for r in of]) for key in COLUMNS] for of in records.values()])
     fig = Figure(figsize=(1.5 * COLUMN, 0.19 * len(values) + 0.5), layout="constrained")
     ax = fig.subplots()
     ax.imshow(values, aspect="auto", cmap="Blues", vmin=0, vmax=1)
+    ax.grid(visible=False)
     for (row, column), value in np.ndenumerate(values):
         own = list(records)[row][1] == list(COLUMNS)[column]
         ax.text(
@@ -145,6 +151,10 @@ def read() -> dict[tuple[str, str], list[dict[str, Any]]]:
     for name, kind in CELLS:
         paths = (RECORDS / f"{name}-{kind or 'none'}-{seed}.json" for seed in SEEDS)
         if of := [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]:
+            if any((r["radii"], r["attack"]) != (RADII, ATTACK) for r in of):
+                raise SystemExit(
+                    f"{name}, {SHOWN[kind]}: made at other radii; delete its records in {RECORDS}"
+                )
             found[name, kind] = of
     return found
 
@@ -165,6 +175,9 @@ def main() -> None:
             for k, line in enumerate(pool.imap_unordered(cell, tasks), 1):
                 print(f"[{k}/{len(tasks)}] {line}", flush=True)
     records = read()
+    short = [cell for cell in CELLS if len(records.get(cell, ())) < len(SEEDS)]
+    if missing := [f"{name} under {SHOWN[kind]}" for name, kind in short]:
+        parser.error(f"there is no record of every seed for {', '.join(missing)}; the page is as before")
     head, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     write_text(PAGE, f"{head}{BEGIN}\n\n{table(records)}\n\n{END}{rest.partition(END)[2]}")
     with styled():

@@ -69,6 +69,7 @@ NAVIGATION: dict[str, dict[str, str]] = {
         "Against the papers": "papers",
         "The papers' tables": "results",
         "Every method on digits": "methods",
+        "Three threats": "threats",
         "Bastion": "bastion",
         "The contest": "contest",
         "BiLAW's rate": "bilaw",

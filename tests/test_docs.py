@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from benchmarks import choosing, house
+from benchmarks import choosing, house, threats
 from benchmarks.demo import BEGIN, END
 from benchmarks.results_figure import SHOWN, tables
 from markdown_it import MarkdownIt
@@ -96,6 +96,12 @@ def test_the_tables_of_choosing_are_those_of_the_records() -> None:
     tables = whole.split("\n\n### ")
     assert len({table.split("[T-")[0] for table in tables}) == len(tables)
     assert text.split(choosing.MARKS[0])[1].split(choosing.MARKS[1])[0].strip() == whole
+
+
+def test_the_table_of_threats_is_that_of_the_records() -> None:
+    """`python -m benchmarks.threats --table` makes it anew."""
+    text = threats.PAGE.read_text(encoding="utf-8")
+    assert text.split(threats.BEGIN)[1].split(threats.END)[0].strip() == threats.table(threats.read())
 
 
 def test_the_demo_is_shown_alike_wherever_it_is() -> None:

@@ -50,6 +50,7 @@ def test_every_record_is_shown() -> None:
     assert [found[name] for name in ("defaults", "bastion", "contest")] == [
         files[name] for name in ("defaults", "bastion", "contest")
     ]
+    assert found["threats"] == 3 * files["threats"]  # a row for each attacker
     # of implementations, of number formats, of a card with a processor, of networks that begin with weights
     # whose passes are not theirs, of signals for the sentinel, of audits: on pages of their own
     comparisons = {"autoattack", "bfloat16", "device.json", "finetuning", "agreement", "smoothed"}
