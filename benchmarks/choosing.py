@@ -62,7 +62,7 @@ def settings(rows: Iterable[Row]) -> dict[Setting, dict[str, list[Row]]]:
     known = registry()
     found: dict[Setting, dict[str, list[Row]]] = {}
     for r in sorted(rows, key=lambda r: r.variant):  # by name: the highest of several is not chosen
-        if r.method in known and r.method != "plain" and r.weights != "last":
+        if r.method in known and r.method != "plain" and r.weights != "last" and not r.trained:
             key = Setting(r.origin, r.data, r.images, r.threat, r.network, r.attack, r.judged, r.page)
             of = found.setdefault(key, {}).setdefault(r.method, [])
             if not of or of[0].variant == r.variant:
@@ -84,7 +84,7 @@ def table(origins: Sequence[Setting], methods: dict[str, list[Row]]) -> str:
     some = next(iter(methods.values()))[0]
     known = all(row.worst is not None for rows in methods.values() for row in rows)
     lines = [
-        f"### {setting.title}",
+        f"### {setting.title}, {setting.attack}",
         "",
         f"`{setting.attack}` on {some.points:,} {setting.judged} images; {len(methods)} methods, "
         f"{', '.join(f'[{one.origin}]({one.page}.md)' for one in origins)}.",

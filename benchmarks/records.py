@@ -47,6 +47,7 @@ class Row:
         worst: lowest robust accuracy of a class; None if the record does not have it.
         variant: name of the row in its table, where it is not the method's.
         verdicts: the verdict on every point, where the record has it.
+        trained: norm of the training, where it is another than that of the attack.
     """
 
     origin: str
@@ -70,11 +71,13 @@ class Row:
     worst: float | None = None
     variant: str = ""
     verdicts: RecordedPoints | None = field(default=None, compare=False)
+    trained: str = ""
 
     @property
     def label(self) -> str:
         """The method, and the variant of it."""
-        return f"{self.method} ({self.variant})" if self.variant else self.method
+        remark = self.variant or f"trained under {self.trained}" * bool(self.trained)
+        return f"{self.method} ({remark})" if remark else self.method
 
 
 def mean(rows: Sequence[Row], key: str) -> float:
@@ -221,7 +224,7 @@ def _threats(results: Path) -> Iterator[Row]:
                 points,
                 *figures,
                 *rest,
-                variant="" if trained in ("", kind) else f"trained under {SHOWN[trained]}",
+                trained="" if trained in ("", kind) else SHOWN[trained],
                 verdicts=_verdicts(record["right"][kind], "digits"),
             )
 

@@ -100,8 +100,8 @@ def _number(text: str, value: float) -> str:
 
 
 def _plotted(row: Row) -> bool:
-    """Whether a row is plotted; plain training is not, as it would be far below all others."""
-    return row.attack == "autoattack" and row.judged == "test" and row.method != "plain"
+    """Whether a row is plotted; plain training and that under another norm are far below all others."""
+    return (row.attack, row.judged, row.trained) == ("autoattack", "test", "") and row.method != "plain"
 
 
 def _chosen(row: Row) -> bool:

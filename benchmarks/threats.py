@@ -153,7 +153,7 @@ def read() -> dict[tuple[str, str], list[dict[str, Any]]]:
         if of := [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]:
             if any((r["radii"], r["attack"]) != (RADII, ATTACK) for r in of):
                 raise SystemExit(
-                    f"{name}, {SHOWN[kind]}: made at other radii; delete its records in {RECORDS}"
+                    f"{name}, {SHOWN[kind]}: made at other radii or attack; delete them in {RECORDS}"
                 )
             found[name, kind] = of
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from benchmarks import choosing
@@ -52,6 +54,15 @@ def test_the_number_of_methods_is_corrected_for() -> None:
     assert choosing.equals(methods) == ["trades", "at"]
     methods["at"] = rows("at", [59])  # 0.016 times 2
     assert choosing.equals(methods) == ["trades"]
+
+
+def test_training_under_another_norm_does_not_stand_for_the_method() -> None:
+    names = ("at", "trades", "mart", "n-fgsm", "fast-at", "fast-bat")
+    found = [row for name in names for row in rows(name, [60])]
+    found[0] = replace(found[0], trained="L1")
+    assert found[0].label == "at (trained under L1)"
+    (methods,) = choosing.settings(found).values()
+    assert set(methods) == set(names[1:])
 
 
 def test_tables_that_share_a_network_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
