@@ -52,7 +52,6 @@ def cell(task: tuple[str, int]) -> str:
     import bivallate as bv
     from bivallate.files import write_json
     from bivallate.methods.entries import create
-    from bivallate.reproduce.machine import commit, machine
     from bivallate.run.execution import execute
 
     torch.set_num_threads(1)
@@ -65,13 +64,13 @@ def cell(task: tuple[str, int]) -> str:
     try:
         run = execute(config, dataset, model, folder, overwrite=True)
     except bv.UserError as error:
-        failure = {"method": name, "seed": seed, "failed": str(error)}
-        write_json(RECORDS / f"{name}-{seed}.json", failure | {"commit": commit().get("id", "unknown")[:7]})
+        failure = {"method": name, "seed": seed, "failed": str(error), "commit": provenance()["commit"]}
+        write_json(RECORDS / f"{name}-{seed}.json", failure)
         return f"{name} seed {seed}: {error}"
     scores = {
         w: bv.evaluate(bv.load(folder, w), dataset.test, method.threat, "pgd-20") for w in ("best", "last")
     }
-    best, last, of = scores["best"], scores["last"], machine("cpu", 1)
+    best, last = scores["best"], scores["last"]
     record = {
         "method": name,
         "seed": seed,
@@ -89,11 +88,21 @@ def cell(task: tuple[str, int]) -> str:
         "effective": statistics.fmean(line["effective"] for line in run.history),
         "effective_last": run.history[-1]["effective"],
         "seconds": time.monotonic() - began,
-        "commit": commit().get("id", "unknown")[:7],
-        "machine": "{processor}, {instructions}, one thread of {cores} cores, torch {torch}".format(**of),
+        **provenance(),
     }
     write_json(RECORDS / f"{name}-{seed}.json", record)
     return f"{name} seed {seed}: clean {best.clean_accuracy:.1%} robust {best.robust_accuracy:.1%}"
+
+
+def provenance() -> dict[str, str]:
+    """The commit and the kind of machine, as a record has them."""
+    from bivallate.reproduce.machine import commit, machine
+
+    of = machine("cpu", 1)
+    return {
+        "commit": commit().get("id", "unknown")[:7],
+        "machine": "{processor}, {instructions}, one thread of {cores} cores, torch {torch}".format(**of),
+    }
 
 
 def configured(method: Method, seed: int) -> Config:

@@ -13,8 +13,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.choosing_figure import FIGURE
 from benchmarks.choosing_figure import draw as draw_panels
 from benchmarks.records import Row, every, mean
@@ -22,6 +20,7 @@ from bivallate.evaluation.statistics import Z95, holm
 from bivallate.files import write_text
 from bivallate.methods.entries import registry
 from bivallate.reproduce.judging import LEVEL, sign_flip
+from bivallate.reproduce.records import paired_differences
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "choosing.md"
@@ -134,10 +133,9 @@ def _p_value(rows: Sequence[Row], best: Sequence[Row]) -> float:
     from the intervals, as if the points were different ones.
     """
     of_seed = {r.seed: r.verdicts for r in rows}
-    pairs = [(a, b) for r in best if (a := r.verdicts) and (b := of_seed.get(r.seed)) and a.pairs_with(b)]
-    if pairs and all(a.same_points(pairs[0][0]) for a, _ in pairs):
-        gained = np.sum([a.value - b.value for a, b in pairs], 0)
-        return sign_flip(gained) if gained.sum() > 0 else 1.0
+    gained = paired_differences([(r.verdicts, of_seed[r.seed]) for r in best if r.seed in of_seed])
+    if gained is not None:
+        return sign_flip(gained.sum(0).astype(int)) if gained.sum() > 0 else 1.0
     halves = [(mean(side, "high") - mean(side, "low")) / 2 for side in (rows, best)]
     gain = mean(best, "robust") - mean(rows, "robust")
     return math.erfc(Z95 * gain / math.hypot(*halves) / math.sqrt(2))

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.catalogue import worst
 from benchmarks.contest_page import shown
 from benchmarks.contest_trials import SETTINGS
-from benchmarks.threats import SHOWN, share, verdicts
+from benchmarks.threats import SHOWN, share
 from bivallate.evaluation.statistics import wilson
 from bivallate.reproduce.cell import TRANSFERRED, slug, weights_of
 from bivallate.reproduce.definition import is_of_cell
@@ -214,7 +214,7 @@ def _threats(results: Path) -> Iterator[Row]:
         trained = record["trained"]
         rest = record["seed"], "best" if trained else "last", _commit(record["commit"])
         for kind, eps in record["radii"].items():
-            points = len(verdicts(record, kind))
+            points = len(record["right"][kind])
             figures = share(record, "clean"), *_with_interval(share(record, kind), points), record["passes"]
             yield Row(
                 *named,

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.catalogue import configured, digits_network
+from benchmarks.catalogue import configured, digits_network, provenance
 from bivallate.evaluation.statistics import wilson
 from bivallate.files import write_json, write_text
 from bivallate.style import COLUMN, save, styled
@@ -44,7 +44,6 @@ def cell(task: tuple[str, str, int]) -> str:
     import bivallate as bv
     from bivallate.lower.threat import threat
     from bivallate.methods.entries import create
-    from bivallate.reproduce.machine import commit, machine
     from bivallate.run.execution import execute
 
     torch.set_num_threads(1)
@@ -55,7 +54,7 @@ def cell(task: tuple[str, str, int]) -> str:
         run = execute(config, data, digits_network(data, seed), folder, overwrite=True)
     except bv.UserError as error:
         return f"{name} trained under {SHOWN[kind]}, seed {seed}: no record, {error}"
-    network, of = bv.load(folder, "best" if kind else "last"), machine("cpu", 1)
+    network = bv.load(folder, "best" if kind else "last")
     right = {}
     for attacked, eps in RADII.items():
         score = bv.evaluate(network, data.test, threat(attacked, eps), ATTACK)
@@ -69,12 +68,15 @@ def cell(task: tuple[str, str, int]) -> str:
         "right": right,
         "passes": run.history[-1]["total_forward"] + run.history[-1]["total_backward"],
         "alarms": sorted({alarm["kind"] for line in run.history for alarm in line["alarms"]}),
-        "commit": commit().get("id", "unknown")[:7],
-        "machine": "{processor}, {instructions}, one thread of {cores} cores, torch {torch}".format(**of),
+        **provenance(),
     }
-    write_json(RECORDS / f"{name}-{kind or 'none'}-{seed}.json", record)
+    write_json(_path(*task), record)
     figures = ", ".join(f"{shown} {share(record, key):.1%}" for key, shown in COLUMNS.items())
     return f"{name} trained under {SHOWN[kind]}, seed {seed}: {figures}"
+
+
+def _path(name: str, kind: str, seed: int) -> Path:
+    return RECORDS / f"{name}-{kind or 'none'}-{seed}.json"
 
 
 def _text(verdicts: Any) -> str:
@@ -149,7 +151,7 @@ def read() -> dict[tuple[str, str], list[dict[str, Any]]]:
     """The records, a list of seeds for each (method, threat), in the order of the table."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for name, kind in CELLS:
-        paths = (RECORDS / f"{name}-{kind or 'none'}-{seed}.json" for seed in SEEDS)
+        paths = (_path(name, kind, seed) for seed in SEEDS)
         if of := [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]:
             if any((r["radii"], r["attack"]) != (RADII, ATTACK) for r in of):
                 raise SystemExit(
@@ -168,15 +170,13 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="write page and figure from the records alone")
     options = parser.parse_args()
     RECORDS.mkdir(parents=True, exist_ok=True)
-    tasks = [(name, kind, seed) for seed in SEEDS for name, kind in CELLS]
-    tasks = [t for t in tasks if not (RECORDS / f"{t[0]}-{t[1] or 'none'}-{t[2]}.json").exists()]
+    tasks = [(*of, seed) for seed in SEEDS for of in CELLS if not _path(*of, seed).exists()]
     if tasks and not options.table:
         with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
             for k, line in enumerate(pool.imap_unordered(cell, tasks), 1):
                 print(f"[{k}/{len(tasks)}] {line}", flush=True)
     records = read()
-    short = [cell for cell in CELLS if len(records.get(cell, ())) < len(SEEDS)]
-    if missing := [f"{name} under {SHOWN[kind]}" for name, kind in short]:
+    if missing := [f"{n} under {SHOWN[k]}" for n, k in CELLS if len(records.get((n, k), ())) < len(SEEDS)]:
         parser.error(f"there is no record of every seed for {', '.join(missing)}; the page is as before")
     head, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     write_text(PAGE, f"{head}{BEGIN}\n\n{table(records)}\n\n{END}{rest.partition(END)[2]}")

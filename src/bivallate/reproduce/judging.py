@@ -11,7 +11,7 @@ import numpy as np
 
 from bivallate.evaluation.statistics import Z95, at_chance, paired_score_interval
 from bivallate.reproduce.paper_table import Claim, PaperTable, Reported
-from bivallate.reproduce.records import LOWEST, Record, of_cell
+from bivallate.reproduce.records import LOWEST, Record, of_cell, paired_differences
 
 __all__ = ["Judgement", "Status", "judge_claim", "sign_flip"]
 
@@ -137,12 +137,10 @@ def _compare(pairs: Sequence[tuple[Record, Record]], column: str, sign: float) -
     what = pairs[0][0].columns[column]["what"]
     if what in LOWEST:
         return _apart(pairs, column, sign, "intervals of both tails")
-    found = [(a.points(column), b.points(column)) for a, b in pairs]
-    paired = [(a, b) for a, b in found if a is not None and b is not None and a.pairs_with(b)]
-    together = len(paired) == len(found) and all(a.same_points(paired[0][0]) for a, _ in paired)
-    if not together:
+    gained = paired_differences([(a.points(column), b.points(column)) for a, b in pairs])
+    if gained is None:
         return _apart(pairs, column, sign, "intervals on different points")
-    each = sign * np.stack([a.value.astype(float) - b.value for a, b in paired])
+    each = sign * gained
     point = each.mean(0)
     mean, n = float(point.mean()), len(point)
     if what.startswith("fosc"):

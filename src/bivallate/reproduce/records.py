@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +53,16 @@ class RecordedPoints:
     def pairs_with(self, other: RecordedPoints) -> bool:
         """Whether both are numbers of the same points: of examples made on one network, if transferred."""
         return self.source == other.source and self.same_points(other)
+
+
+def paired_differences(
+    pairs: Sequence[tuple[RecordedPoints | None, RecordedPoints | None]],
+) -> np.ndarray | None:
+    """First minus second of each pair, (pairs, n); None without pairs, or if points differ or are missing."""
+    kept = [(a, b) for a, b in pairs if a is not None and b is not None and a.pairs_with(b)]
+    if not pairs or len(kept) < len(pairs) or not all(a.same_points(kept[0][0]) for a, _ in kept):
+        return None
+    return np.stack([a.value.astype(float) - b.value for a, b in kept])
 
 
 def has_worst_class(attack: str) -> bool:
