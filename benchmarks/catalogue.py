@@ -51,11 +51,12 @@ def cell(task: tuple[str, int]) -> str:
 
     import bivallate as bv
     from bivallate.files import write_json
-    from bivallate.methods.entries import create
+    from bivallate.methods.entries import create, registry
     from bivallate.run.execution import execute
 
     torch.set_num_threads(1)
-    method = create(name, bv.Linf(EPS))
+    others = {"others": (bv.L2(0.75), bv.L1(2.0))} if "others" in registry()[name].parameters else {}
+    method = create(name, bv.Linf(EPS), **others)
     config = configured(method, seed)
     dataset = bv.data.load("digits", seed=seed)
     model = digits_network(dataset, seed)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from bivallate import Linf
+from bivallate import L2, Linf
 from bivallate.method import Method
 from bivallate.methods.entries import create, registry
 
 EPS = 8 / 255
+BESIDE = (L2(0.5),)  # the threat of the methods for several
 Floor = Callable[[dict[str, float]], float]
 
 
@@ -75,6 +76,9 @@ def catalogue(k: int) -> dict[str, tuple[Method, Floor, float]]:
         "hat": of("hat", 1.15, "2 Fe, k Ge, 3 1"),
         "ikl": of("ikl", 1.15, "Fe, k Ge, 2 1"),
         "lbgat": of("lbgat", 1.15, "Fe, k Ge, 2 1"),
+        "max-at": of("max-at", 1.15, "2k Ge, 2 Fe, 1", others=BESIDE),
+        "msd": of("msd", 1.15, "k Ge, 2k Fe, 1", others=BESIDE),
+        "e-at": of("e-at", 1.15, "k Ge, 1", others=BESIDE),
         "bastion": of("bastion", 1.15, "k Ge, 2 1"),
     }
 

@@ -1,4 +1,4 @@
-"""Train under one threat and attack under three, on digits: the table of docs/threats.md.
+"""Train under one threat or several and attack under three, on digits: the table of docs/threats.md.
 
     python -m benchmarks.threats [--jobs N]     trains what is missing, writes the page and the figure
     python -m benchmarks.threats --table        writes both from the records alone
@@ -29,15 +29,17 @@ RECORDS, PAGE = ROOT / "results" / "threats", ROOT / "docs" / "threats.md"
 PICTURE = ROOT / "docs" / "figures" / "threats"
 BEGIN, END = "<!-- threats: begin -->", "<!-- threats: end -->"
 RADII = {"linf": 0.2, "l2": 0.75, "l1": 2.0}  # AT is about equally robust under each
-SHOWN = {"linf": "Linf", "l2": "L2", "l1": "L1", "": "nothing"}
+SHOWN = {"": "nothing", "linf": "Linf", "l2": "L2", "l1": "L1", "linf-l1": "Linf, L1", "all": "all three"}
+TOGETHER = {"linf-l1": ("linf", "l1"), "all": tuple(RADII)}  # trainings under several threats
 METHODS, SEEDS, ATTACK = ("at", "trades", "bastion", "fast-bat", "n-fgsm"), (0, 1, 2), "autoattack"
-CELLS = (("plain", ""), *((method, kind) for kind in RADII for method in METHODS))
+SEVERAL = (("max-at", "all"), ("msd", "all"), ("e-at", "all"), ("e-at", "linf-l1"))
+CELLS = (("plain", ""), *((method, kind) for kind in RADII for method in METHODS), *SEVERAL)
 COLUMNS = {"clean": "clean"} | {kind: f"{SHOWN[kind]} {eps:g}" for kind, eps in RADII.items()}
 COLUMNS |= {"all": "all three"}
 
 
 def cell(task: tuple[str, str, int]) -> str:
-    """Train one method under one threat with one seed, attack it under all, and write the record."""
+    """Train one method under its threats with one seed, attack it under all, and write the record."""
     name, kind, seed = task
     import torch
 
@@ -47,7 +49,9 @@ def cell(task: tuple[str, str, int]) -> str:
     from bivallate.run.execution import execute
 
     torch.set_num_threads(1)
-    config = configured(create(name, threat(kind or "linf", RADII[kind or "linf"])), seed)
+    first, *others = (threat(each, RADII[each]) for each in TOGETHER.get(kind, (kind or "linf",)))
+    method = create(name, first, others=tuple(others)) if others else create(name, first)
+    config = configured(method, seed)
     data = bv.data.load("digits", seed=seed)
     folder = Path("runs/threats") / f"{name}-{kind}-{seed}"
     try:
@@ -126,12 +130,14 @@ def _spread(values: Sequence[float]) -> str:
 def drawn(records: dict[tuple[str, str], list[dict[str, Any]]]) -> Figure:
     """A square of colour for each network and attack; bold: the threat that it was trained under."""
     values = np.array([[np.mean([share(r, key) for r in of]) for key in COLUMNS] for of in records.values()])
+    kinds = [SHOWN[kind] if kind not in TOGETHER else "several" for _, kind in records]
     fig = Figure(figsize=(1.5 * COLUMN, 0.19 * len(values) + 0.5), layout="constrained")
     ax = fig.subplots()
     ax.imshow(values, aspect="auto", cmap="Blues", vmin=0, vmax=1)
     ax.grid(visible=False)
     for (row, column), value in np.ndenumerate(values):
-        own = list(records)[row][1] == list(COLUMNS)[column]
+        kind, attacked = list(records)[row][1], list(COLUMNS)[column]
+        own = attacked in (kind, *TOGETHER.get(kind, ()))
         ax.text(
             column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7,
             color="white" if value > 0.6 else "black", weight="bold" if own else "normal",
@@ -140,7 +146,7 @@ def drawn(records: dict[tuple[str, str], list[dict[str, Any]]]) -> Figure:
     ax.set_yticks(range(len(values)), [f"{name}, {SHOWN[kind]}" if kind else name for name, kind in records])
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
-    for place in range(1, len(values), len(METHODS)):
+    for place in [k for k, kind in enumerate(kinds) if k and kind != kinds[k - 1]]:
         ax.axhline(place - 0.5, color="white", linewidth=3)
     for place in (0.5, len(COLUMNS) - 1.5):
         ax.axvline(place, color="white", linewidth=3)

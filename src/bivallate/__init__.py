@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bivallate.lower.direction import Direction
     from bivallate.lower.pgd import PGD
     from bivallate.lower.problem import LowerProblem, Objective
+    from bivallate.lower.several_threats import DrawnThreat, SteepestThreat, WorstThreat
     from bivallate.lower.solver import Solver
     from bivallate.lower.start import Start, corner, gaussian, uniform, zero
     from bivallate.lower.stop import Stop
@@ -79,6 +80,7 @@ __all__ = [
     "Cyclic",
     "Detached",
     "Direction",
+    "DrawnThreat",
     "Equal",
     "Evidence",
     "Facts",
@@ -101,12 +103,14 @@ __all__ = [
     "Solution",
     "Solver",
     "Start",
+    "SteepestThreat",
     "Stop",
     "Terms",
     "Trades",
     "Triangle",
     "UserError",
     "Weighting",
+    "WorstThreat",
     "attack",
     "audit",
     "check_gradient",
@@ -154,6 +158,9 @@ _PLACES = {
     "PGD": "bivallate.lower.pgd",
     "LowerProblem": "bivallate.lower.problem",
     "Objective": "bivallate.lower.problem",
+    "DrawnThreat": "bivallate.lower.several_threats",
+    "SteepestThreat": "bivallate.lower.several_threats",
+    "WorstThreat": "bivallate.lower.several_threats",
     "Solver": "bivallate.lower.solver",
     "Start": "bivallate.lower.start",
     "corner": "bivallate.lower.start",

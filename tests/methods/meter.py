@@ -87,11 +87,10 @@ class Metered(nn.Module):
         return self.net(_Count.apply(x + self.tap, self.meter))
 
 
-TERM = r"(?:\((?P<a>\d*)K\+(?P<b>\d+)\)|(?P<c>\d+))"
-
-
-def promised(cost: str, k: int) -> tuple[int, int]:
+def promised(cost: str, k: int, threats: int = 1) -> tuple[int, int]:
     """Forwards and backwards of a cost such as "(2K+1)F + 2B", at K = k; of "mF + mB" those of one replay.
+
+    p is the number of threats.
 
     What qualifies the cost ("at most", "<=", "k to K") is left to the caller; a small k is K there.
     """
@@ -100,8 +99,7 @@ def promised(cost: str, k: int) -> tuple[int, int]:
     assert found is not None, cost
     numbers = []
     for term in found.groups():
-        parsed = re.fullmatch(TERM, term)
-        assert parsed is not None, cost
-        a, b, c = parsed["a"], parsed["b"], parsed["c"]
-        numbers.append(int(c) if c else int(a or 1) * k + int(b))
+        assert re.fullmatch(r"\d+|\((\d*p?K)(\+(\d*K|\d+|p))*\)", term), cost
+        spelt = re.sub(r"(?<=[\dp])(?=[pK])", "*", term)
+        numbers.append(eval(spelt, {"__builtins__": {}}, {"K": k, "p": threats}))
     return numbers[0], numbers[1]

@@ -153,7 +153,7 @@ def test_a_second_stream_and_a_memory_are_refused_together() -> None:
     """Every method of the catalogue whose solver remembers rows, under every weighting that learns."""
     remembering = []
     for name, entry in registry().items():
-        method = entry.make(THREAT)
+        method = entry.illustration(THREAT)
         if not isinstance(method.solver.bind(FACTS), nn.Module):
             continue
         remembering.append(name)

@@ -71,7 +71,7 @@ def test_held_out_images_that_do_not_fit_at_once_give_the_same_numbers():
     found = []
     for room in (500, 70):
         model = Small(room)
-        measured = validation.held_out(model, split, ball, steps=3, rows=300, seed=0, device=CPU)
+        measured = validation.held_out(model, split, (ball,), steps=3, rows=300, seed=0, device=CPU)
         seen = validation.inspect_rows(model, images, labels, ball, Noise(0, torch.arange(100)), 2)
         margins = validation.clean_margins(model, split, rows, CPU)
         assert model.most <= room

@@ -87,7 +87,7 @@ def measured() -> tuple[float, float, int, int]:
         for p in model.parameters():
             p.add_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
     clean, robust, passes = held_out(
-        model, split, THREAT, steps=3, rows=37, seed=0, device=torch.device("cpu")
+        model, split, (THREAT,), steps=3, rows=37, seed=0, device=torch.device("cpu")
     )
     return clean, robust, passes.forward, passes.backward
 

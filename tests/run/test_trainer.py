@@ -181,9 +181,9 @@ def test_held_out_is_a_function_of_its_arguments_and_leaves_the_model_alone(digi
     model = bv.models.create("small-cnn", num_classes=10, shape=(1, 8, 8), seed=0).train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     settings = {"steps": 3, "rows": 100, "seed": 0, "device": torch.device("cpu")}
-    first = held_out(model, digits.test, THREAT, **settings)
+    first = held_out(model, digits.test, (THREAT,), **settings)
     torch.rand(5)
-    second = held_out(model, digits.test, THREAT, **settings)
+    second = held_out(model, digits.test, (THREAT,), **settings)
     assert first[:2] == second[:2]
     assert first[1] <= first[0]
     assert (first[2].forward, first[2].backward) == (100 * 5, 100 * 3)

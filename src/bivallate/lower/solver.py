@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bivallate.errors import UserError
 from bivallate.lower.problem import LowerProblem
+from bivallate.lower.threat import ThreatModel
 from bivallate.roles import Composition, Role
 from bivallate.types import Evidence, Facts, Solution
 
@@ -48,6 +49,10 @@ class Solver(Role, ABC):
     def fixed_steps(self) -> int | None:
         """Number of steps that every example may make; None if there is no single number."""
         return None
+
+    def threats(self, threat: ThreatModel) -> tuple[ThreatModel, ...]:
+        """All that it attacks within, the method's first; held-out data are attacked within each."""
+        return (threat,)
 
     def keeps_start(self) -> bool:
         """Whether it keeps the point of its first gradient in its solution (`Solution.start`)."""

@@ -106,6 +106,14 @@ class Linf:
                 f"for {self.eps:g} grey levels of 255 write {self.eps:g}/255"
             )
 
+    @staticmethod
+    def from_text(text: str, where: str) -> Threat:
+        """Read a threat of any norm, such as `l2:0.5`. Raises UserError."""
+        norm, colon, radius = text.partition(":")
+        if not colon:
+            raise UserError(f"{where} must be a norm and a radius, such as l2:0.5, got {text!r}")
+        return threat(norm.strip(), radius)
+
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(lo, up), both of x's shape, with lo <= 0 <= up."""
         return (-x).clamp(min=-self.eps), (1 - x).clamp(max=self.eps)

@@ -8,6 +8,7 @@ from bivallate.methods.done import done_adam, done_gd, done_pgd
 from bivallate.methods.fair import cfa, cfol, dafa, faal, wat
 from bivallate.methods.fast import done_fast, fast_at, fast_bat
 from bivallate.methods.learned import bilaw, bilaw_trades, non_parametric
+from bivallate.methods.multi_norm import e_at, max_at, msd
 from bivallate.methods.perturbed import at_awp, trades_awp
 from bivallate.methods.prior_guided import fgsm_pgi, liet, sora
 from bivallate.methods.reweighted import gair_fat, gairat, mail_at, mail_mart, mail_trades, mart, wmmr
@@ -42,6 +43,7 @@ __all__ = [
     "done_gd",
     "done_pgd",
     "dynamic",
+    "e_at",
     "elle",
     "faal",
     "fast_at",
@@ -63,6 +65,8 @@ __all__ = [
     "mail_mart",
     "mail_trades",
     "mart",
+    "max_at",
+    "msd",
     "n_fgsm",
     "non_parametric",
     "nuat",

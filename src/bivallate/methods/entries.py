@@ -17,6 +17,11 @@ from bivallate.method import MAKERS, Method
 from bivallate.schema import check_fits
 
 
+def no_parameters(threat: Threat) -> dict[str, Any]:
+    """The parameters that an example of a method needs whose defaults are complete: none."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Entry:
     """A named method of the catalogue.
@@ -25,6 +30,7 @@ class Entry:
         make: (threat, **parameters) -> Method.
         family, paper, cost: shown in lists and cards; cost is in forward (F) and backward (B) passes per
             example.
+        example: (threat) -> parameters of an example, of a method that its defaults alone do not complete.
     """
 
     name: str
@@ -32,6 +38,11 @@ class Entry:
     family: str
     paper: str
     cost: str
+    example: Callable[[Threat], dict[str, Any]] = no_parameters
+
+    def illustration(self, threat: Threat) -> Method:
+        """A method that can be trained: the defaults, and the example's parameters."""
+        return self.make(threat, **self.example(threat))
 
     @property
     def summary(self) -> str:
@@ -57,12 +68,20 @@ class Entry:
 _REGISTRY: dict[str, Entry] = {}
 
 
-def register(name: str, *, family: str = "user", paper: str = "", cost: str = ""):
+def register(
+    name: str,
+    *,
+    family: str = "user",
+    paper: str = "",
+    cost: str = "",
+    example: Callable[[Threat], dict[str, Any]] = no_parameters,
+):
     """Decorator: register a function (threat, **parameters) -> Method by name, also for the command line.
 
     Args:
         name: of the method.
         family, paper, cost: shown in lists and cards.
+        example: parameters of an example, see `Entry`.
 
     The decorated function checks its parameters against their annotations and raises UserError for values
     that do not fit.
@@ -78,7 +97,7 @@ def register(name: str, *, family: str = "user", paper: str = "", cost: str = ""
         named.__doc__, named.__name__, named.__module__ = make.__doc__, make.__name__, make.__module__
         named.__signature__ = inspect.signature(make)  # pyright: ignore[reportFunctionMemberAccess]
         named.__wrapped__ = make  # pyright: ignore[reportFunctionMemberAccess]
-        _REGISTRY[name] = Entry(name, named, family, paper, cost)
+        _REGISTRY[name] = Entry(name, named, family, paper, cost, example)
         MAKERS[name] = named
         return named
 

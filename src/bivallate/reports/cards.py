@@ -28,9 +28,18 @@ def one_line(part: Any) -> str:
     return f"{part:.6g}" if isinstance(part, float) else str(part)
 
 
+def _typed(value: Any) -> str:
+    """The text by which the command line reads a threat, a number or several of these."""
+    if isinstance(value, tuple):
+        return ",".join(map(_typed, value))
+    return f"{type(value).__name__.lower()}:{value.eps:.6g}" if hasattr(value, "eps") else str(value)
+
+
 def card(entry: Entry) -> str:
     """The card of a method as Markdown."""
-    method = entry.make(Linf(8 / 255)).to_dict()
+    threat = Linf(8 / 255)
+    method = entry.illustration(threat).to_dict()
+    settings = "".join(f" --set {k}={_typed(v)}" for k, v in entry.example(threat).items())
     parameters = ", ".join(f"`{k}={one_line(v)}`" for k, v in entry.parameters.items()) or "none"
     lines = [
         f"# {entry.name}",
@@ -50,7 +59,7 @@ def card(entry: Entry) -> str:
         *(f"| {name} | `{one_line(method[name])}` |" for name in PARTS),
         f"| attack mode, replays | `{method['attack_mode']}`, `{method['replays']}` |",
         "",
-        f"`bivallate train {entry.name} --data cifar10 --model preact-resnet18`",
+        f"`bivallate train {entry.name} --data cifar10 --model preact-resnet18{settings}`",
         "",
     ]
     return "\n".join(lines)

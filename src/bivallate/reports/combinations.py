@@ -93,7 +93,7 @@ def kinds() -> dict[str, list[PartKind]]:
     own = [entry for entry in registry().values() if entry.make.__module__.startswith("bivallate.")]
     for entry, threat in itertools.product(sorted(own, key=lambda e: e.name), RADII):
         try:
-            method = entry.make(threat)
+            method = entry.illustration(threat)
         except UserError:
             continue
         for role in ROWS:

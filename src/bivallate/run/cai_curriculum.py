@@ -67,7 +67,7 @@ class CaiCurriculum:
         split, threat = s.dataset.validation, s.method.spec.threat
         assert split is not None
         clean, robust, passes = held_out(
-            s.model, split, threat, steps=level, rows=watched.rows, seed=s.config.seed, device=s.device
+            s.model, split, (threat,), steps=level, rows=watched.rows, seed=s.config.seed, device=s.device
         )
         rows = len(s.batches.split)
         line["validation_forward"] = line.get("validation_forward", 0) + passes.forward / rows

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 
 from bivallate.errors import UserError, check_seed, check_whole, unknown
 from bivallate.files import write_text
-from bivallate.from_text import override
+from bivallate.from_text import override, read
+from bivallate.lower.threat import Threat
 from bivallate.method import Method
 from bivallate.parts import decode, encode, part, written
 from bivallate.run.arithmetic import Precision, amp_read
@@ -146,7 +147,8 @@ class Config:
             path = f"method.{path}"
         elif first not in own:
             raise unknown("configuration key", path, [*own, *METHOD_PARTS])
-        if path.startswith("method.threat."):
+        if path == "method.threat" or path.startswith("method.threat."):
+            text = read(text, Threat, path) if path == "method.threat" and isinstance(text, str) else text
             method = self.method.but(**{path.removeprefix("method.").replace(".", "__"): text})
             return dataclasses.replace(self, method=method)
         return override(dataclasses.replace(self, extended=()) if path == "epochs" else self, path, text)

@@ -240,11 +240,11 @@ class Trainer:
 
     def _held_out(self, model: nn.Module):
         session, watched = self.session, self.session.config.validation
-        split = session.dataset.validation
+        split, spec, seed = session.dataset.validation, session.method.spec, session.config.seed
         assert split is not None
-        threat, seed = session.method.spec.threat, session.config.seed
+        threats = spec.solver.threats(spec.threat)
         return held_out(
-            model, split, threat, steps=watched.steps, rows=watched.rows, seed=seed, device=session.device
+            model, split, threats, steps=watched.steps, rows=watched.rows, seed=seed, device=session.device
         )
 
     def _check_lock(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +18,7 @@ from bivallate.lower.objective import cross_entropy
 from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import Given
-from bivallate.lower.threat import Threat
+from bivallate.lower.threat import Threat, ThreatModel
 from bivallate.noise import Noise
 from bivallate.run.out_of_memory import in_pieces, room_for
 from bivallate.types import Batch, Clock, Passes, probability_margin
@@ -28,7 +29,7 @@ BATCH = 500
 def held_out(
     model: nn.Module,
     split: Split,
-    threat: Threat,
+    threats: Sequence[ThreatModel],
     *,
     steps: int,
     rows: int,
@@ -37,15 +38,15 @@ def held_out(
 ) -> tuple[float, float, Passes]:
     """Measure clean and robust accuracy on the first `rows` rows of a shuffled split.
 
-    The attack is PGD with steps of eps/4, from the same uniform start at every call. Only rows that are
-    correct without an attack can count as robust. The model is in eval mode meanwhile, and its mode is
-    restored. Rows are processed 500 at a time, or as many as fit into memory. Several processes share the
-    rows, use the first one's BatchNorm statistics and return the same numbers.
+    The attack is PGD with steps of eps/4, from the same uniform start at every call. Rows count as robust
+    that are correct without an attack and under the attack within each of the threats. The model is in eval
+    mode meanwhile, and its mode is restored. Rows are processed 500 at a time, or as many as fit into memory.
+    Several processes share the rows, use the first one's BatchNorm statistics and return the same numbers.
 
     Returns:
         Clean accuracy, robust accuracy, and the passes spent.
     """
-    n, solver = min(rows, len(split)), PGD(steps, threat.eps / 4)
+    n = min(rows, len(split))
     own = torch.arange(n)[collective.rank() :: collective.world_size()]
     collective.broadcast(model.buffers())
     clean, robust, passes = 0, 0, Passes()
@@ -56,10 +57,13 @@ def held_out(
         x, y = (t.to(device) for t in split.tensors(chosen))
         index = chosen.to(device)
         noise = Noise(seed, index, turn=-1)
-        problem = LowerProblem(forward, Batch(x, y, index), cross_entropy, threat, Clock(seed=seed), noise)
+        batch, clock = Batch(x, y, index), Clock(seed=seed)
         with torch.no_grad():
-            right = forward(x).argmax(1) == y
-            held = right & (forward(x + solver.solve(problem).delta).argmax(1) == y)
+            held = right = forward(x).argmax(1) == y
+            for threat in threats:
+                problem = LowerProblem(forward, batch, cross_entropy, threat, clock, noise)
+                delta = PGD(steps, threat.eps / 4).solve(problem).delta
+                held = held & (forward(x + delta).argmax(1) == y)
         clean, robust = clean + int(right.sum()), robust + int(held.sum())
         passes = passes + forward.passes
 

@@ -1,0 +1,109 @@
+"""Adversarial training against several threats at once: MAX, MSD, E-AT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bivallate.lower.pgd import PGD
+from bivallate.lower.several_threats import DrawnThreat, SteepestThreat, WorstThreat
+from bivallate.lower.start import uniform, zero
+from bivallate.lower.threat import CUSTOMARY, Threat
+from bivallate.lower.threat import threat as threat_of
+from bivallate.method import Method
+from bivallate.methods.entries import register
+
+
+def beside(threat: Threat) -> dict[str, Any]:
+    """The threats of the other norms, at the radii that are customary for small colour images."""
+    others = {norm: eps for norm, eps in CUSTOMARY.items() if norm != type(threat).__name__}
+    return {"others": tuple(threat_of(norm, eps) for norm, eps in others.items())}
+
+
+@register(
+    "max-at",
+    family="several threats",
+    paper="Tramer and Boneh, NeurIPS 2019",
+    cost="(pK+p+1)F + (pK+1)B",
+    example=beside,
+)
+def max_at(
+    threat: Threat, *, others: tuple[Threat, ...] = (), steps: int = 10, step_size: float = 0.25
+) -> Method:
+    """MAX: adversarial training against the worst, for each image, of several threats.
+
+    PGD-K attacks within each threat, and the network learns from the perturbation of the highest loss. It
+    costs as much as a training under each threat, and is below each of them under its own.
+
+    Args:
+        threat: the set of perturbations.
+        others: the threats beside it, with their radii, which cannot be guessed: (L2(0.5), L1(12)).
+        steps: K.
+        step_size: in units of each threat's eps.
+
+    Cost: with p threats, p (K + 1) + 1 forwards, p K + 1 backwards.
+
+    Reference: Tramer and Boneh 2019, section 4.1 ("max" strategy).
+    """
+    return Method(threat, WorstThreat(PGD(steps, step_size * threat.eps, uniform), others, threat.eps))
+
+
+@register(
+    "msd",
+    family="several threats",
+    paper="Maini et al., ICML 2020",
+    cost="(pK+K+1)F + (K+1)B",
+    example=beside,
+)
+def msd(
+    threat: Threat, *, others: tuple[Threat, ...] = (), steps: int = 10, step_size: float = 0.25
+) -> Method:
+    """MSD: adversarial training by an attack that chooses among several threats at every step.
+
+    Each step is made within every threat, and the attack goes on from the point of the highest loss.
+
+    Args:
+        threat: the set of perturbations.
+        others: the threats beside it, with their radii, which cannot be guessed: (L2(0.5), L1(12)).
+        steps: K.
+        step_size: in units of each threat's eps.
+
+    Cost: with p threats, p K + K + 1 forwards, K + 1 backwards.
+
+    Reference: Maini et al. 2020, algorithm 1. See `SteepestThreat`.
+    """
+    return Method(threat, SteepestThreat(PGD(steps, step_size * threat.eps, zero), others, threat.eps))
+
+
+@register(
+    "e-at",
+    family="several threats",
+    paper="Croce and Hein, ICML 2022",
+    cost="(K+1)F + (K+1)B",
+    example=beside,
+)
+def e_at(
+    threat: Threat,
+    *,
+    others: tuple[Threat, ...] = (),
+    steps: int = 10,
+    step_size: float = 0.25,
+    balanced: bool = True,
+) -> Method:
+    """E-AT: adversarial training within one of several threats, drawn anew for each minibatch.
+
+    It costs as much as AT. The paper draws from the extreme norms alone, Linf and L1, which give robustness
+    under L2 too, and makes a robust network robust under several threats in a few epochs (`--init`).
+
+    Args:
+        threat: the set of perturbations.
+        others: the threats beside it, with their radii, which cannot be guessed: (L1(12),).
+        steps: K.
+        step_size: in units of each threat's eps.
+        balanced: draw a threat the more often, the more often its attack has succeeded.
+
+    Cost: K + 1 forwards, K + 1 backwards.
+
+    Reference: Croce and Hein 2022. See `DrawnThreat`.
+    """
+    solver = DrawnThreat(PGD(steps, step_size * threat.eps, uniform), others, threat.eps, balanced)
+    return Method(threat, solver)
