@@ -59,7 +59,7 @@ def test_stated_gradients_agree(method) -> None:
 
 @pytest.mark.parametrize("name", sorted(registry()))
 def test_every_method_of_the_catalogue_can_be_checked(name: str) -> None:
-    method = method_named(name, THREAT)
+    method = registry()[name].illustration(THREAT)
     report = check_gradient(Net(), method, (X, Y), directions=1)
     assert report.method == name
     assert math.isfinite(report.surrogate_error)

@@ -22,7 +22,8 @@ def test_two_steps_of_every_method_are_the_processor_s(card, name: str) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
     assert said.loss == pytest.approx(record.loss, abs=1e-10)
     assert (said.passes, said.correct, said.rows) == (record.passes, record.correct, record.rows)
-    assert sum(waits.values()) <= 1, waits
+    read_again = name == "e-at"  # which threat is drawn follows from the last step's errors
+    assert sum(waits.values()) <= 1 + read_again, waits
 
 
 def replayed(name: str, device: str) -> list[tuple]:

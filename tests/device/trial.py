@@ -63,7 +63,9 @@ def tiny(
     known = registry()[plain].parameters
     few = {name: 2 for name in ("steps", "replays", "m") if (known.get(name) or 0) > 2}
     ball = {"-l2": bv.L2(0.5), "-l1": bv.L1(2.0)}.get(name.removeprefix(plain), bv.Linf(0.1))
-    return Trial(model, create(plain, ball, **{**few, **parameters}), batch)
+    return Trial(
+        model, create(plain, ball, **{**registry()[plain].example(ball), **few, **parameters}), batch
+    )
 
 
 def stepped(name: str, device: str) -> tuple[list[Any], StepRecord, dict[str, int]]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bivallate.commands.evaluate import GO_ON
+from bivallate.commands.evaluation_task import GO_ON
 from bivallate.commands.options import Count, DataName, Flag, Machine, Subset, WeightsSource
 from bivallate.commands.result_files import result_file, saved_result
 from bivallate.commands.score_table import percent

@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from bivallate import zoo
-from bivallate.commands.options import Ball, Count, DataName, Flag, Machine, Split, Subset, WeightsSource
-from bivallate.commands.result_files import confirm_kept, result_file
-from bivallate.commands.score_table import one_line, show
+from bivallate.commands.evaluation_task import EvaluationTask
+from bivallate.commands.options import (
+    Ball,
+    Count,
+    DataName,
+    Flag,
+    Machine,
+    Names,
+    Split,
+    Subset,
+    WeightsSource,
+)
 from bivallate.commands.shared_work import shared_work
 from bivallate.errors import UserError
-from bivallate.run.signals import Interrupted
-from bivallate.terminal import say, say_json
+from bivallate.terminal import say
 
 if TYPE_CHECKING:
     import torch
 
-    from bivallate.evaluation import Attack, EvaluationOptions
     from bivallate.evaluation.preflight import Preflight
+    from bivallate.lower.threat import ThreatModel
     from bivallate.run.evaluation_target import EvaluationTarget
 
 Attacks = Annotated[
     tuple[str, ...], Parameter(negative=(), consume_multiple=True, show_default=lambda names: " ".join(names))
 ]
-GO_ON = "interrupted; what was decided is kept: the same command goes on from there"
 
 
 @shared_work
@@ -36,6 +43,7 @@ def evaluate_runs(
     *runs: Path,
     attack: Attacks = ("pgd-20",),
     ball: Ball = Ball(),  # noqa: B008  frozen
+    threat: Names = (),
     split: Split = "test",
     data: DataName | None = None,
     by_position: Flag = False,
@@ -54,8 +62,9 @@ def evaluate_runs(
     """Attack the model of a run and report how much of its accuracy is left.
 
     The result is kept in RUN/evaluation, one file for each weights, threat, attack and seed. The same
-    command continues an interrupted evaluation, and makes a finished one anew. Several runs or attacks are
-    reported in a line each. Under torchrun the processes share the points.
+    command continues an interrupted evaluation, and makes a finished one anew. Several runs, attacks or
+    threats are reported in a line each, and then the points that withstand every threat. Under torchrun the
+    processes share the points.
 
     Parameters
     ----------
@@ -66,6 +75,9 @@ def evaluate_runs(
     attack
         one or several of clean, fgsm, pgd-STEPS, pgd-STEPS-RESTARTS, cw, autoattack, ...; `bivallate attacks`
         lists them.
+    threat
+        one or several threats in place of --norm and --eps, each a norm and a radius: linf:8/255 l2:0.5.
+        [default: all that the run was trained under]
     data
         another data set than the run's; all of it if it has no test split. Its classes are matched by name.
     by_position
@@ -92,6 +104,7 @@ def evaluate_runs(
         print the result as JSON instead of a table; several results as a list.
     """
     from bivallate.evaluation import EvaluationOptions, attack_named
+    from bivallate.reports.tables import radius
     from bivallate.run.evaluation_target import EvaluationTarget
 
     folders, attacks = _split_runs_from_attacks(runs, attack)  # `--attack fgsm runs/x` takes both words
@@ -100,94 +113,38 @@ def evaluate_runs(
     device = machine.prepare()
     seed, precision = source.seed, search_precision
     options = EvaluationOptions(subset.n, subset.first, seed, batch_size, precision, shared=True)
+    threats = _threats(threat, ball)
     task = EvaluationTask(options, out, len(folders) * len(attacks) > 1, quiet, json)
     for run in folders:
         foreign = arch is not None or str(run).startswith(zoo.PREFIX)
         if foreign:
-            target = _foreign(run, arch, data, ball, split, source, device, normalise)
+            target = _foreign(run, arch, data, ball, threats, split, source, device, normalise)
         else:
             reading = {"data": data, "by_position": by_position, "split": split, **source.reading}
             target = EvaluationTarget.of(run, threat=ball.of, device=device, **reading)
         findings = _preflight_of(target, preflight, quiet)
+        within = threats or ((target.threat,) if ball.given else (target.threat, *target.others))
+        task.several |= len(within) > 1
         for name in attacks:
-            task.evaluate_under(name, target, findings, run, foreign=foreign)
+            scores = []
+            for each in within:
+                label = f"{run} {name}, {radius(each)}" if len(within) > 1 else f"{run} {name}"
+                subject = replace(target, threat=each)
+                scores.append(task.evaluate_under(name, subject, findings, run, label, foreign=foreign))
+            task.tell_all(run, name, scores)
     task.end()
 
 
-@dataclass
-class EvaluationTask:
-    """The evaluations that one call of the command makes; each is saved and printed.
+def _threats(texts: Sequence[str], ball: Ball) -> tuple[ThreatModel, ...]:
+    """Read the threats of --threat. Raises UserError beside --eps or --norm, and for one threat twice."""
+    from bivallate.lower.threat import Linf
 
-    Attributes:
-        options: of every evaluation.
-        out: file, or folder for several results, in place of the run's folder.
-        several: whether there is more than one result, so that each is printed in one line.
-        quiet: show no progress.
-        json: print JSON.
-        results: the results as plain data.
-        faults: errors of results that should have been saved and could not.
-    """
-
-    options: EvaluationOptions
-    out: Path | None
-    several: bool
-    quiet: bool
-    json: bool
-    results: list[dict[str, Any]] = field(default_factory=list)
-    faults: list[UserError] = field(default_factory=list)
-
-    def evaluate_under(
-        self, name: str, target: EvaluationTarget, findings: Preflight | None, run: Path, *, foreign: bool
-    ) -> None:
-        """Run one attack, save the score and print it.
-
-        Args:
-            name: of the attack.
-            target: model, data and threat.
-            findings: of the pre-flight; None if it was skipped.
-            run: folder, checkpoint or network of the zoo, as the user named it.
-            foreign: whether it is no run, so that its result is stored only where `out` says.
-
-        Raises:
-            Interrupted: on Ctrl-C; the same command continues from the verdicts so far.
-        """
-        from bivallate.evaluation import attack_named
-        from bivallate.evaluation.progress_display import shown_progress
-
-        attack = attack_named(name, target.threat)
-        stored = not foreign or self.out is not None
-        file = self._file(target, attack, run) if stored else None
-        label, json, faults = f"{run} {name}", self.json, list[UserError]()
-        try:
-            with shown_progress(json or self.quiet, label if self.several else "") as progress:
-                score = target.evaluate(
-                    attack, self.options, file=file, findings=findings, progress=progress, faults=faults
-                )
-        except KeyboardInterrupt:
-            raise Interrupted(GO_ON) from None
-        self.results.append({"run": str(run), **score.to_json()})
-        if json and not self.several:
-            say_json(score.to_json())
-        elif not json:
-            one_line(label, score) if self.several else show(score, target.data.classes)
-        try:
-            if stored:
-                confirm_kept(file, next(iter(faults), None), silent=json)
-        except UserError as fault:
-            self.faults.append(fault)
-
-    def end(self) -> None:
-        """Print several results as JSON if asked to. Raises UserError if one could not be saved."""
-        if self.json and self.several:
-            say_json(self.results)
-        if self.faults:
-            raise self.faults[0]
-
-    def _file(self, target: EvaluationTarget, attack: Attack, run: Path) -> Path | None:
-        """The file of a result; None if it cannot be written."""
-        default = target.file(attack, self.options)
-        asked = self.out / f"{run.name}-{default.name}" if self.out and self.several else self.out
-        return result_file(default, asked)
+    if texts and ball.given:
+        raise UserError("--threat names norms and radii; leave out --eps and --norm")
+    found = tuple(Linf.from_text(text, "--threat") for text in texts)
+    if len(set(found)) < len(found):
+        raise UserError(f"--threat names a threat twice: {' '.join(texts)}")
+    return found
 
 
 def _split_runs_from_attacks(runs: Sequence[Path], attacks: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -209,6 +166,7 @@ def _foreign(
     arch: str | None,
     data: str | None,
     ball: Ball,
+    threats: Sequence[ThreatModel],
     split: str,
     source: WeightsSource,
     device: torch.device,
@@ -223,18 +181,18 @@ def _foreign(
 
     if arch is None:
         known = zoo.entry(str(path))
-        data, radius = data or known["data"], ball.of(threat(known["norm"], known["eps"]))
-    elif data is None or ball.eps is None:
+        data, within = data or known["data"], ball.of(threat(known["norm"], known["eps"]))
+    elif data is None or (ball.eps is None and not threats):
         raise UserError(
             "a checkpoint knows neither its data nor its radius: say --data and --eps with --arch"
         )
     else:
-        radius = threat(ball.norm or "linf", ball.eps)
+        within = threats[0] if threats else threat(ball.norm or "linf", ball.eps or 0.0)
     return checkpoint_target(
         path,
         arch,
         data,
-        radius,
+        within,
         split=split,
         device=device,
         weights=source.weights,

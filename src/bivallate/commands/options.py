@@ -86,6 +86,11 @@ class Ball:
     eps: str | None = None
     norm: str | None = None
 
+    @property
+    def given(self) -> bool:
+        """Whether any of the options was."""
+        return (self.eps, self.norm) != (None, None)
+
     def __post_init__(self) -> None:
         if self.eps is not None:
             parse_number(self.eps, "--eps")

@@ -111,7 +111,10 @@ class Linf:
         """Read a threat of any norm, such as `l2:0.5`. Raises UserError."""
         norm, colon, radius = text.partition(":")
         if not colon:
-            raise UserError(f"{where} must be a norm and a radius, such as l2:0.5, got {text!r}")
+            known = ", ".join(kind.__name__ for kind in NORMS.values())
+            raise UserError(
+                f"{where} must be a norm and a radius, such as l2:0.5, got {text!r}. Known: {known}"
+            )
         return threat(norm.strip(), radius)
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:

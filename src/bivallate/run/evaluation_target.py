@@ -46,6 +46,7 @@ class EvaluationTarget:
         data: the data set.
         chosen_split: the images that are attacked: the split of the data set that `split` names.
         threat: the set of perturbations of the attack.
+        others: further threats that the run was trained under.
         weights: their name: best, last, ema or epoch-N.
         split: its name: test, validation or train.
         elsewhere: a short name of the data if they are not the run's own; otherwise empty.
@@ -62,6 +63,7 @@ class EvaluationTarget:
     weights: str
     split: str
     elsewhere: str = ""
+    others: tuple[ThreatModel, ...] = ()
     warnings: tuple[str, ...] = ()
     run: str = ""
     data_set: str = ""
@@ -111,6 +113,7 @@ class EvaluationTarget:
             weights=weights,
             split=split,
             elsewhere=read.place,
+            others=config.method.solver.threats(of_run)[1:],
             warnings=read.warnings,
             run=run_id,
             data_set=fingerprint,

@@ -1,0 +1,130 @@
+"""The evaluations of one call of `bivallate evaluate`: each is saved and printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bivallate.commands.result_files import confirm_kept, result_file
+from bivallate.commands.score_table import one_line, percent, show
+from bivallate.errors import UserError
+from bivallate.run.signals import Interrupted
+from bivallate.terminal import say, say_json
+
+if TYPE_CHECKING:
+    from bivallate.evaluation import Attack, EvaluationOptions, Score
+    from bivallate.evaluation.preflight import Preflight
+    from bivallate.run.evaluation_target import EvaluationTarget
+
+GO_ON = "interrupted; what was decided is kept: the same command goes on from there"
+
+
+@dataclass
+class EvaluationTask:
+    """The evaluations that one call of the command makes; each is saved and printed.
+
+    Attributes:
+        options: of every evaluation.
+        out: file, or folder for several results, in place of the run's folder.
+        several: whether there is more than one result, so that each is printed in one line.
+        quiet: show no progress.
+        json: print JSON.
+        results: the results as plain data.
+        faults: errors of results that should have been saved and could not.
+    """
+
+    options: EvaluationOptions
+    out: Path | None
+    several: bool
+    quiet: bool
+    json: bool
+    results: list[dict[str, Any]] = field(default_factory=list)
+    faults: list[UserError] = field(default_factory=list)
+
+    def evaluate_under(
+        self,
+        name: str,
+        target: EvaluationTarget,
+        findings: Preflight | None,
+        run: Path,
+        label: str,
+        *,
+        foreign: bool,
+    ) -> Score:
+        """Run one attack, save the score, print and return it.
+
+        Args:
+            name: of the attack.
+            target: model, data and threat.
+            findings: of the pre-flight; None if it was skipped.
+            run: folder, checkpoint or network of the zoo, as the user named it.
+            label: of the result's line, if there are several.
+            foreign: whether it is no run, so that its result is stored only where `out` says.
+
+        Raises:
+            Interrupted: on Ctrl-C; the same command continues from the verdicts so far.
+        """
+        from bivallate.evaluation import attack_named
+        from bivallate.evaluation.progress_display import shown_progress
+
+        attack = attack_named(name, target.threat)
+        stored = not foreign or self.out is not None
+        file = self._file(target, attack, run) if stored else None
+        json, faults = self.json, list[UserError]()
+        try:
+            with shown_progress(json or self.quiet, label if self.several else "") as progress:
+                score = target.evaluate(
+                    attack, self.options, file=file, findings=findings, progress=progress, faults=faults
+                )
+        except KeyboardInterrupt:
+            raise Interrupted(GO_ON) from None
+        self.results.append({"run": str(run), **score.to_json()})
+        if json and not self.several:
+            say_json(score.to_json())
+        elif not json:
+            one_line(label, score) if self.several else show(score, target.data.classes)
+        try:
+            if stored:
+                confirm_kept(file, next(iter(faults), None), silent=json)
+        except UserError as fault:
+            self.faults.append(fault)
+        return score
+
+    def tell_all(self, run: Path, name: str, scores: Sequence[Score]) -> None:
+        """Print how many points withstand an attack within each of several threats."""
+        if len(scores) < 2:
+            return
+        import numpy as np
+
+        from bivallate.evaluation.statistics import wilson
+
+        held = np.logical_and.reduce([score.robust.cpu().numpy() for score in scores])
+        share, interval = float(held.mean()), wilson(int(held.sum()), len(held))
+        label, threats = f"{run} {name}, under all {len(scores)}", [s.to_json()["threat"] for s in scores]
+        self.results.append(
+            {
+                "run": str(run),
+                "attack": scores[0].attack,
+                "threats": threats,
+                "n": len(held),
+                "robust_accuracy": share,
+                "interval_95": list(interval),
+            }
+        )
+        if not self.json:
+            say(f"{label}: robust {percent(share, interval)}, {len(held)} points")
+
+    def end(self) -> None:
+        """Print several results as JSON if asked to. Raises UserError if one could not be saved."""
+        if self.json and self.several:
+            say_json(self.results)
+        if self.faults:
+            raise self.faults[0]
+
+    def _file(self, target: EvaluationTarget, attack: Attack, run: Path) -> Path | None:
+        """The file of a result; None if it cannot be written."""
+        default = target.file(attack, self.options)
+        asked = self.out / f"{run.name}-{default.name}" if self.out and self.several else self.out
+        return result_file(default, asked)

@@ -1,0 +1,87 @@
+"""Several threats on the command line: train under them, evaluate within each and within all."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import bivallate as bv
+from bivallate.cli import run
+from bivallate.run.config import Config
+
+SHORT = ["--batch-size", "100", "--model", "linear", "--set", "validation.steps=1", "--set", "steps=2",
+         "--epochs", "2"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("threats") / "run"
+    others = ["--eps", "0.1", "--set", "others=l2:0.4,l1:1"]
+    assert run(["train", "e-at", "--data", "digits", "--lr", "0.2", *others, "--out", str(out), *SHORT]) == 0
+    return out
+
+
+def verdicts(folder: Path, name: str) -> list[bool]:
+    return bv.Score.load(folder / "evaluation" / f"best-{name}-pgd-3-seed0.json").robust.tolist()
+
+
+def test_a_run_is_evaluated_within_all_its_threats(trained: Path, capsys) -> None:
+    capsys.readouterr()
+    assert run(["evaluate", str(trained), "--attack", "pgd-3", "--quiet"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "robust" in line]
+    each = [verdicts(trained, name) for name in ("linf-0.1", "l2-0.4", "l1-1")]
+    for line, name, found in zip(lines, ("Linf 0.1", "L2 0.4", "L1 1"), each, strict=False):
+        assert f"pgd-3, {name}: " in line
+        assert f"robust {100 * sum(found) / len(found):.2f} %" in line
+    both = [all(point) for point in zip(*each, strict=True)]
+    assert 0 < sum(both) < min(map(sum, each)), "each threat breaks points that another one does not"
+    assert f"pgd-3, under all 3: robust {100 * sum(both) / len(both):.2f} %" in lines[3]
+    assert len(lines) == 4
+
+
+def test_the_options_choose_other_threats(trained: Path, capsys) -> None:
+    start = ["evaluate", str(trained), "--attack", "fgsm", "--first", "50", "--json", "--quiet"]
+    capsys.readouterr()
+    assert run([*start, "--norm", "l2", "--eps", "0.3"]) == 0
+    assert json.loads(capsys.readouterr().out)["threat"] == {"kind": "L2", "eps": 0.3}
+    assert run([*start, "--threat", "l1:2"]) == 0
+    assert json.loads(capsys.readouterr().out)["threat"] == {"kind": "L1", "eps": 2.0}
+    assert run([*start, "--threat", "l1:2", "linf:8/255"]) == 0
+    first, second, both = json.loads(capsys.readouterr().out)
+    within = [{"kind": "L1", "eps": 2.0}, {"kind": "Linf", "eps": 8 / 255}]
+    assert both["threats"] == [first["threat"], second["threat"]] == within
+    assert both["n"] == 50
+    assert both["robust_accuracy"] <= min(first["robust_accuracy"], second["robust_accuracy"])
+
+
+REFUSED = {
+    "evaluate RUN --threat l2": r"--threat must be a norm and a radius, such as l2:0.5, got 'l2'",
+    "evaluate RUN --threat l2:0.5 l2:0.5": "--threat names a threat twice",
+    "evaluate RUN --threat l2:0.5 --eps 0.1": "leave out --eps and --norm",
+    "evaluate RUN --threat l7:0.5": "unknown norm 'l7'",
+    "train max-at --data digits": "--set others=l2:0.5,l1:12",
+    "train msd --data digits --dry-run": "--set others=l2:0.5,l1:12",
+    "train e-at --data digits --set others=linf:0.1 --dry-run": "a norm each",
+    "train e-at --data digits --set others=l2 --dry-run": "others must be a norm and a radius",
+    "train e-at --data digits --set others=l2:-1 --dry-run": "eps must be",
+}
+
+
+@pytest.mark.parametrize("typed", REFUSED)
+def test_mistakes_are_one_line(typed: str, trained: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert run(typed.replace("RUN", str(trained)).split()) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(REFUSED[typed], said), said
+
+
+def test_a_whole_threat_takes_its_step_sizes_along(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    changed = ["--set", "threat=l2:0.4"]
+    assert run(["train", "at", "--data", "digits", *changed, "--out", str(out), *SHORT]) == 0
+    method = Config.read(out / "config.toml").method
+    assert method == bv.methods.at(bv.L2(0.4), steps=2)
