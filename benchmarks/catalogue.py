@@ -204,8 +204,9 @@ HEAD = """# The catalogue on digits
 
 Every method with its default parameters, on scikit-learn's digits: tiny-cnn, Linf eps = {eps}, {epochs}
 epochs (`free-at` three, for it updates in each of eight replays), batch 64, SGD with a triangular rate up to
-0.1 (`yopo` 0.02, for it sums the gradients of five replays), three seeds; mean and, in brackets, the lowest
-and highest seed. SA is clean accuracy, RA robust accuracy, and RA-Tail-30 that of the weakest 30 % of the
+0.1 (`yopo` 0.02, for it sums the gradients of five replays), three seeds; `max-at`, `msd` and `e-at` train
+under L2 0.75 and L1 2 too ([three threats](threats.md)). Mean and, in brackets, the lowest and highest seed.
+SA is clean accuracy, RA robust accuracy, and RA-Tail-30 that of the weakest 30 % of the
 classes ([glossary](glossary.md)); passes are forward (F) and backward (B) ones an example. SA and RA are of
 the epoch that was most robust on held-out images, attacked by PGD-20 on the 359 test images; RA last is of
 the last epoch. ESS is the effective sample

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.catalogue import worst
 from benchmarks.contest_page import shown
 from benchmarks.contest_trials import SETTINGS
-from benchmarks.threats import SHOWN, share
+from benchmarks.threats import SEVERAL, SHOWN, share
 from bivallate.evaluation.statistics import wilson
 from bivallate.reproduce.cell import TRANSFERRED, slug, weights_of
 from bivallate.reproduce.definition import is_of_cell
@@ -47,7 +47,7 @@ class Row:
         worst: lowest robust accuracy of a class; None if the record does not have it.
         variant: name of the row in its table, where it is not the method's.
         verdicts: the verdict on every point, where the record has it.
-        trained: norm of the training, where it is another than that of the attack.
+        trained: threats of the training, where they are not the attack's alone.
     """
 
     origin: str
@@ -151,7 +151,9 @@ def _catalogue(results: Path) -> Iterator[Row]:
         for weights, key, lowest in (("best", "", worst(record)), ("last", "last_", None)):
             found = record[f"{key}clean"], *_with_interval(record[f"{key}robust"], 359)
             named = "catalogue", PAGES["catalogue"], record["method"], "digits"
-            yield Row(*named, *judged, 359, *found, cost, record["seed"], weights, commit, worst=lowest)
+            trained = SHOWN["all"] if record["method"] in dict(SEVERAL) else ""
+            rest = cost, record["seed"], weights, commit
+            yield Row(*named, *judged, 359, *found, *rest, worst=lowest, trained=trained)
 
 
 def _defaults(results: Path) -> Iterator[Row]:
