@@ -18,7 +18,7 @@ from bivallate.lower.modes import AttackMode
 from bivallate.lower.objective import cross_entropy
 from bivallate.lower.problem import LossPromises, Objective
 from bivallate.lower.solver import Solver
-from bivallate.lower.threat import Threat
+from bivallate.lower.threat import Threat, ThreatModel
 from bivallate.part_kinds import load_own
 from bivallate.parts import decode, encode, part, rebased, step_sizes, written
 from bivallate.roles import Role, parts_within
@@ -99,6 +99,11 @@ class Method:
                 )
         for each in parts_within(self):
             each.check(self)
+
+    @property
+    def threats(self) -> tuple[ThreatModel, ...]:
+        """All threats that it trains against: `threat`, and what its solver attacks beside it."""
+        return self.solver.threats(self.threat)
 
     def but(self, **parts: Any) -> Method:
         """Return a copy with some parts replaced; `but(solver__steps=20)` sets a field within a part.

@@ -153,7 +153,7 @@ def introduce(plan: Config, dataset: Dataset, tell: Callable[[str], object]) -> 
     size = len(dataset.train)
     for note in dataset.notes:
         tell(f"{dataset.name}: {note}")
-    threats = ", ".join(map(repr, plan.method.solver.threats(plan.method.threat)))
+    threats = ", ".join(map(repr, plan.method.threats))
     tell(f"{plan.method.name} on {dataset.name} ({size} images), {plan.model.name}, {threats}")
     grows = f", eps grows over the first {plan.warm_up:.0%} of training" if plan.warm_up else ""
     length = f"{plan.epochs} epoch{'s' * (plan.epochs > 1)}"

@@ -82,7 +82,7 @@ def runs_table(runs: Sequence[RunRecord]) -> Table:
                 config.method.name,
                 config.data.name or "tensors",
                 config.model.name,
-                radius(config.method.threat),
+                ", ".join(map(radius, config.method.threats)),
                 named,
                 str(score.n) if score else NONE,
                 *_accuracies(run, score),

@@ -113,7 +113,7 @@ class EvaluationTarget:
             weights=weights,
             split=split,
             elsewhere=read.place,
-            others=config.method.solver.threats(of_run)[1:],
+            others=config.method.threats[1:],
             warnings=read.warnings,
             run=run_id,
             data_set=fingerprint,

@@ -240,12 +240,10 @@ class Trainer:
 
     def _held_out(self, model: nn.Module):
         session, watched = self.session, self.session.config.validation
-        split, spec, seed = session.dataset.validation, session.method.spec, session.config.seed
+        split, threats = session.dataset.validation, session.method.spec.threats
         assert split is not None
-        threats = spec.solver.threats(spec.threat)
-        return held_out(
-            model, split, threats, steps=watched.steps, rows=watched.rows, seed=seed, device=session.device
-        )
+        of = {"seed": session.config.seed, "device": session.device}
+        return held_out(model, split, threats, steps=watched.steps, rows=watched.rows, **of)
 
     def _check_lock(self) -> None:
         """Raise UserError on all processes if the first one has lost its lock of the folder."""

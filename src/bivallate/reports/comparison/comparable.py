@@ -140,8 +140,12 @@ def _lowest(found: Iterable[Evaluation]) -> Evaluation:
 
 def _at_home(runs: Sequence[RunRecord], offer: Sequence[Evaluation]) -> int:
     """Number of runs that were trained for the threat of these evaluations."""
-    pairs = zip(runs, offer, strict=True)
-    return sum(same_threat(run.config.method.threat, e.score.threat) for run, e in pairs)
+    return sum(trained_for(run, e) for run, e in zip(runs, offer, strict=True))
+
+
+def trained_for(run: RunRecord, evaluation: Evaluation) -> bool:
+    """Whether the threat of the evaluation is one of those that the run was trained under."""
+    return any(same_threat(own, evaluation.score.threat) for own in run.config.method.threats)
 
 
 def _missing(

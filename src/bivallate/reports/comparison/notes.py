@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bivallate.evaluation.significance import same_threat
 from bivallate.parts import encode
 from bivallate.reports.collect import RunRecord
+from bivallate.reports.comparison.comparable import trained_for
 from bivallate.reports.stored_evaluations import STALE, Evaluation
 from bivallate.reports.tables import flatten, share_cell
 
@@ -51,7 +51,7 @@ def different(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> lis
     notes += [note for record in records for note in record.left_out]
     notes += [f"{r.label}: {warning}" for r, e in pairs for warning in r.warnings(e.score)]
     notes += other_data(records)
-    home = [r.label for r, e in pairs if not same_threat(r.config.method.threat, e.score.threat)]
+    home = [r.label for r, e in pairs if not trained_for(r, e)]
     if home:
         notes.append(f"Trained for another threat than the one compared here: {', '.join(home)}.")
     unfinished = [r.label for r in records if len(r.history) < r.config.epochs]
