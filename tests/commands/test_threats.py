@@ -57,11 +57,28 @@ def test_the_options_choose_other_threats(trained: Path, capsys) -> None:
     assert both["robust_accuracy"] <= min(first["robust_accuracy"], second["robust_accuracy"])
 
 
+def test_the_run_may_stand_behind_the_threats(trained: Path, capsys) -> None:
+    capsys.readouterr()
+    words = ["--first", "20", "--quiet", "--attack", "fgsm", "--threat", "l2:0.5", "l1:1", str(trained)]
+    assert run(["evaluate", *words]) == 0
+    assert "fgsm, under all 2: robust" in capsys.readouterr().out
+
+
+def test_without_an_attack_one_threat_is_enough(trained: Path, capsys) -> None:
+    capsys.readouterr()
+    assert run(["evaluate", str(trained), "--attack", "clean", "fgsm", "--first", "20", "--quiet"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "robust" in line]
+    assert [line.partition(": ")[0].rpartition("/run ")[2] for line in lines] == [
+        "clean", "fgsm, Linf 0.1", "fgsm, L2 0.4", "fgsm, L1 1", "fgsm, under all 3",
+    ]  # fmt: skip
+
+
 REFUSED = {
     "evaluate RUN --threat l2": r"--threat must be a norm and a radius, such as l2:0.5, got 'l2'",
     "evaluate RUN --threat l2:0.5 l2:0.5": "--threat names a threat twice",
     "evaluate RUN --threat l2:0.5 --eps 0.1": "leave out --eps and --norm",
     "evaluate RUN --threat l7:0.5": "unknown norm 'l7'",
+    "evaluate RUN --threat l2:much": "--threat must be a number",
     "train max-at --data digits": "--set others=l2:0.5,l1:12",
     "train msd --data digits --dry-run": "--set others=l2:0.5,l1:12",
     "train e-at --data digits --set others=linf:0.1 --dry-run": "a norm each",

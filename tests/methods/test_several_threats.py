@@ -133,7 +133,7 @@ def test_a_ball_within_the_others_changes_nothing() -> None:
 def test_the_other_balls_grow_with_the_first() -> None:
     solver = WorstThreat(bv.PGD(2, 0.05), OTHERS, unit=0.1)
     problem, _ = solved(solver, Linf(0.02))
-    found = solver.within(problem)
+    found = list(solver.within(problem))
     assert [one.threat.eps for one, _ in found] == pytest.approx([0.02, 0.09, 0.32])
     assert [inner.step_size for _, inner in found] == pytest.approx([0.05, 0.225, 0.8])
 
@@ -218,6 +218,39 @@ def test_threats_that_make_no_union(others, match: str) -> None:
             make(THREAT, others=others)
     with pytest.raises(UserError, match="above 0"):
         methods.max_at(Linf(0.0), others=OTHERS)
+
+
+def test_a_unit_that_is_not_the_radius_is_refused() -> None:
+    """The other balls would have other radii than they say."""
+    solver = methods.e_at(THREAT, others=OTHERS).solver
+    for make in (methods.at, methods.trades):
+        with pytest.raises(UserError, match=r"must be the radius of the method's threat, 0.2, got 0.1"):
+            make(Linf(0.2)).but(solver=solver)
+    with pytest.raises(UserError, match="unit"):
+        bv.Method(THREAT, solver).but(threat__eps=0.2)
+
+
+def test_a_list_of_others_is_a_tuple() -> None:
+    given = methods.e_at(THREAT, others=list(OTHERS))  # pyright: ignore
+    assert given == bv.Method.from_dict(given.to_dict())
+    assert hash(given.solver) == hash(methods.e_at(THREAT, others=OTHERS).solver)
+
+
+def test_the_clean_pass_is_made_once() -> None:
+    """TRADES's objective asks for it: one forward more than with cross-entropy."""
+    solver, counts = methods.max_at(THREAT, others=OTHERS, steps=3).solver, []
+    for method in (methods.at(THREAT), methods.trades(THREAT)):
+        x, y, index = minibatches((5,))[0]
+        problem = LowerProblem(Net().eval(), Batch(x, y, index), method.objective, THREAT)
+        solver.solve(problem)
+        counts.append(problem.forward.passes.forward)
+    assert counts == [5 * 3 * 4, 5 * (3 * 4 + 1)]
+
+
+def test_two_labels_are_taken_where_no_count_is_kept() -> None:
+    told = [make(THREAT, others=OTHERS).solver.takes_two_labels() for make in (methods.max_at, methods.msd)]
+    assert told == [True, True]
+    assert not methods.e_at(THREAT, others=OTHERS).solver.takes_two_labels()
 
 
 def test_what_would_not_know_the_other_balls_is_refused() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -103,17 +102,14 @@ def evaluate_runs(
     json
         print the result as JSON instead of a table; several results as a list.
     """
-    from bivallate.evaluation import EvaluationOptions, attack_named
-    from bivallate.reports.tables import radius
+    from bivallate.evaluation import EvaluationOptions
     from bivallate.run.evaluation_target import EvaluationTarget
 
-    folders, attacks = _split_runs_from_attacks(runs, attack)  # `--attack fgsm runs/x` takes both words
-    # for the spelling only, before a run is loaded: the stages depend on its threat, see `evaluate_under`
-    attacks = list(dict.fromkeys(attack_named(name).name for name in attacks))
+    folders, attacks, texts = _split_runs(runs, attack, threat)
     device = machine.prepare()
-    seed, precision = source.seed, search_precision
-    options = EvaluationOptions(subset.n, subset.first, seed, batch_size, precision, shared=True)
-    threats = _threats(threat, ball)
+    chosen = subset.n, subset.first, source.seed
+    options = EvaluationOptions(*chosen, batch_size, search_precision, shared=True)
+    threats = _threats(texts, ball)
     task = EvaluationTask(options, out, len(folders) * len(attacks) > 1, quiet, json)
     for run in folders:
         foreign = arch is not None or str(run).startswith(zoo.PREFIX)
@@ -123,15 +119,8 @@ def evaluate_runs(
             reading = {"data": data, "by_position": by_position, "split": split, **source.reading}
             target = EvaluationTarget.of(run, threat=ball.of, device=device, **reading)
         findings = _preflight_of(target, preflight, quiet)
-        within = threats or ((target.threat,) if ball.given else (target.threat, *target.others))
-        task.several |= len(within) > 1
         for name in attacks:
-            scores = []
-            for each in within:
-                label = f"{run} {name}, {radius(each)}" if len(within) > 1 else f"{run} {name}"
-                subject = replace(target, threat=each)
-                scores.append(task.evaluate_under(name, subject, findings, run, label, foreign=foreign))
-            task.tell_all(run, name, scores)
+            task.evaluate_within(name, threats or target.threats, target, findings, run, foreign=foreign)
     task.end()
 
 
@@ -147,18 +136,26 @@ def _threats(texts: Sequence[str], ball: Ball) -> tuple[ThreatModel, ...]:
     return found
 
 
-def _split_runs_from_attacks(runs: Sequence[Path], attacks: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Move run folders that --attack has taken to the runs: it takes all words up to the next option.
+def _split_runs(
+    runs: Sequence[Path], attacks: Sequence[str], threats: Sequence[str]
+) -> tuple[list[Path], list[str], list[str]]:
+    """Move run folders that --attack and --threat have taken to the runs, and spell the attacks as usual.
 
-    Raises UserError if no run is named.
+    Each of these options takes all words up to the next one. The spelling is checked before a run is loaded;
+    the stages of an attack depend on its threat.
+
+    Raises:
+        UserError: no run is named, or an attack is unknown.
     """
+    from bivallate.evaluation import attack_named
     from bivallate.run.folder import RunFolder
 
-    folders = [name for name in attacks if RunFolder(Path(name)).config.exists()]
+    folders = [name for name in (*attacks, *threats) if RunFolder(Path(name)).config.exists()]
     runs = [*runs, *map(Path, folders)]
     if not runs:
         raise UserError("name the folder of a run, such as `bivallate evaluate runs/x --attack pgd-20`")
-    return runs, [name for name in attacks if name not in folders]
+    spelt = dict.fromkeys(attack_named(name).name for name in attacks if name not in folders)
+    return runs, list(spelt), [name for name in threats if name not in folders]
 
 
 def _foreign(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from bivallate.terminal import say, say_json
 if TYPE_CHECKING:
     from bivallate.evaluation import Attack, EvaluationOptions, Score
     from bivallate.evaluation.preflight import Preflight
+    from bivallate.lower.threat import ThreatModel
     from bivallate.run.evaluation_target import EvaluationTarget
 
 GO_ON = "interrupted; what was decided is kept: the same command goes on from there"
@@ -43,7 +44,42 @@ class EvaluationTask:
     results: list[dict[str, Any]] = field(default_factory=list)
     faults: list[UserError] = field(default_factory=list)
 
-    def evaluate_under(
+    def evaluate_within(
+        self,
+        name: str,
+        threats: Sequence[ThreatModel],
+        target: EvaluationTarget,
+        findings: Preflight | None,
+        run: Path,
+        *,
+        foreign: bool,
+    ) -> None:
+        """Run one attack within each threat, and tell how many points withstand it within all.
+
+        Args:
+            name: of the attack.
+            threats: one or several.
+            target: model and data.
+            findings: of the pre-flight; None if it was skipped.
+            run: folder, checkpoint or network of the zoo, as the user named it.
+            foreign: whether it is no run, so that its result is stored only where `out` says.
+
+        Raises:
+            Interrupted: on Ctrl-C; the same command continues from the verdicts so far.
+        """
+        from bivallate.reports.tables import radius
+
+        threats = threats[:1] if name == "clean" else threats  # no attack needs no threat
+        self.several |= len(threats) > 1
+        scores: list[Score] = []
+        for threat in threats:
+            label = f"{run} {name}, {radius(threat)}" if len(threats) > 1 else f"{run} {name}"
+            subject = replace(target, threat=threat)
+            scores.append(self._evaluate(name, subject, findings, run, label, foreign=foreign))
+        if len(scores) > 1:
+            self._tell_all(run, name, scores)
+
+    def _evaluate(
         self,
         name: str,
         target: EvaluationTarget,
@@ -53,18 +89,9 @@ class EvaluationTask:
         *,
         foreign: bool,
     ) -> Score:
-        """Run one attack, save the score, print and return it.
+        """Run one attack within one threat; save the score, print and return it.
 
-        Args:
-            name: of the attack.
-            target: model, data and threat.
-            findings: of the pre-flight; None if it was skipped.
-            run: folder, checkpoint or network of the zoo, as the user named it.
-            label: of the result's line, if there are several.
-            foreign: whether it is no run, so that its result is stored only where `out` says.
-
-        Raises:
-            Interrupted: on Ctrl-C; the same command continues from the verdicts so far.
+        label: of the result's line, if there are several.
         """
         from bivallate.evaluation import attack_named
         from bivallate.evaluation.progress_display import shown_progress
@@ -92,10 +119,8 @@ class EvaluationTask:
             self.faults.append(fault)
         return score
 
-    def tell_all(self, run: Path, name: str, scores: Sequence[Score]) -> None:
+    def _tell_all(self, run: Path, name: str, scores: Sequence[Score]) -> None:
         """Print how many points withstand an attack within each of several threats."""
-        if len(scores) < 2:
-            return
         import numpy as np
 
         from bivallate.evaluation.statistics import wilson

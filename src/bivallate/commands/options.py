@@ -110,6 +110,8 @@ class Ball:
         """
         from bivallate.lower.threat import threat
 
+        if not self.given:
+            return own
         if self.norm is not None and self.eps is None:
             same_norm(self.norm, own)
         eps = own.eps if self.eps is None else parse_number(self.eps)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Self
 
@@ -29,8 +30,8 @@ class SeveralThreats(Solver):
     Attributes:
         inner: the attack on the method's threat; within another one its step is as large in units of eps.
         others: the other threats, each of another norm.
-        unit: the radius of the method's threat at which the others have their own. Where a training starts
-            with a smaller radius, the others are smaller by the same factor.
+        unit: the radius of the method's threat. Where a training starts with a smaller one, the others are
+            smaller by the same factor.
     """
 
     inner: PGD
@@ -39,10 +40,16 @@ class SeveralThreats(Solver):
 
     def __post_init__(self) -> None:
         check_range("unit", self.unit, 0)
+        object.__setattr__(self, "others", tuple(self.others))
 
     def check(self, method: Composition) -> None:
-        """Raise UserError for two threats of one norm, for Radii of 0, and for a coupling."""
+        """Raise UserError for a coupling, another unit, two threats of one norm, and radii of 0."""
         require_coupling(method, self, "none")
+        if not math.isclose(self.unit, method.threat.eps, rel_tol=1e-9):
+            raise UserError(
+                f"the unit of {type(self).__name__} must be the radius of the method's threat, "
+                f"{method.threat.eps:g}, got {self.unit:g}: the other radii grow with that one"
+            )
         norms = [type(each).__name__ for each in self.threats(method.threat)]
         if len(set(norms)) < len(norms):
             raise UserError(
@@ -75,18 +82,21 @@ class SeveralThreats(Solver):
         if not self.others:
             raise UserError(
                 "this method trains against several threats and was given one; name the others with their "
-                "radii: others=(bv.L2(0.5), bv.L1(12)), or --set others=l2:0.5,l1:12"
+                "radii: others=(bv.L2(0.5), bv.L1(12)), or --set others=l2:0.5,l1:12 (in a sweep --fix)"
             )
         return self
 
-    def within(self, problem: LowerProblem) -> list[tuple[LowerProblem, PGD]]:
-        """The problem and the solver within each threat."""
+    def takes_two_labels(self) -> bool:
+        """Whether the inner solver does; False with counts of earlier minibatches."""
+        return not isinstance(self, Remembering) and self.inner.takes_two_labels()
+
+    def within(self, problem: LowerProblem) -> Iterator[tuple[LowerProblem, PGD]]:
+        """The problem and the solver within each threat, made in turn: the first may make the clean pass."""
+        yield problem, self.inner
         grown = problem.threat.eps / self.unit
-        found = [(problem, self.inner)]
         for other in self.others:
             solver = replace(self.inner, step_size=self.inner.step_size * other.eps / self.unit)
-            found.append((problem.but(threat=replace(other, eps=grown * other.eps)), solver))
-        return found
+            yield problem.but(threat=replace(other, eps=grown * other.eps)), solver
 
 
 def _highest(candidates: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -117,12 +127,12 @@ class WorstThreat(SeveralThreats):
     Cost: with p threats, p times the inner solver's, and p forwards.
 
     Reference: Tramer and Boneh, Adversarial training and robustness for multiple perturbations, NeurIPS 2019,
-    section 4.1.
+    the strategy "max".
     """
 
     inner: PGD
-    others: tuple[Threat, ...] = ()
-    unit: float = 1.0
+    others: tuple[Threat, ...]
+    unit: float
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Solve within each threat, and keep the worst."""
@@ -160,8 +170,8 @@ class SteepestThreat(SeveralThreats):
     """
 
     inner: PGD
-    others: tuple[Threat, ...] = ()
-    unit: float = 1.0
+    others: tuple[Threat, ...]
+    unit: float
 
     def check(self, method: Composition) -> None:
         """Raise UserError also for a stop or a jitter of the inner solver, which are not followed."""
@@ -171,8 +181,7 @@ class SteepestThreat(SeveralThreats):
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Make every step within the threat where it leads highest."""
-        problems = self.within(problem)
-        rules = [(one, solver.step_size, solver.direction(one)) for one, solver in problems]
+        rules = [(one, solver.step_size, solver.direction(one)) for one, solver in self.within(problem)]
         before = delta = problem.project(self.inner.start(problem))
         kappa, best = torch.zeros_like(problem.y), torch.zeros_like(problem.y)
         for _ in range(self.inner.steps):
@@ -205,8 +214,8 @@ class DrawnThreat(SeveralThreats, Remembering):
     """
 
     inner: PGD
-    others: tuple[Threat, ...] = ()
-    unit: float = 1.0
+    others: tuple[Threat, ...]
+    unit: float
     balanced: bool = True
 
     def check(self, method: Composition) -> None:
@@ -240,7 +249,7 @@ class BoundDrawnThreat(Solver, nn.Module):
         self._drawn = min(int((chances <= u).sum()), len(chances) - 1)
         for k, each in enumerate(self.rule.threats(problem.threat)):
             problem.log[f"drawn_{type(each).__name__.lower()}"] = float(k == self._drawn)
-        one, solver = self.rule.within(problem)[self._drawn]
+        one, solver = list(self.rule.within(problem))[self._drawn]
         solution = solver.solve(one)
         problem.log.pop("fosc", None)  # of one threat or another
         return solution.but(before_last=None, start=None)

@@ -115,7 +115,7 @@ class Linf:
             raise UserError(
                 f"{where} must be a norm and a radius, such as l2:0.5, got {text!r}. Known: {known}"
             )
-        return threat(norm.strip(), radius)
+        return threat(norm.strip(), parse_number(radius, where))
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(lo, up), both of x's shape, with lo <= 0 <= up."""

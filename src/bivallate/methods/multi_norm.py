@@ -44,7 +44,8 @@ def max_at(
 
     Cost: with p threats, p (K + 1) + 1 forwards, p K + 1 backwards.
 
-    Reference: Tramer and Boneh 2019, section 4.1 ("max" strategy).
+    Reference: Tramer and Boneh 2019, the strategy "max".
+    Deviation: steps and step sizes are those of `at`, the same for all threats.
     """
     return Method(threat, WorstThreat(PGD(steps, step_size * threat.eps, uniform), others, threat.eps))
 
@@ -74,6 +75,8 @@ def msd(
     Cost: with p threats, p K + K + 1 forwards, K + 1 backwards.
 
     Reference: Maini et al. 2020, algorithm 1. See `SteepestThreat`.
+    Deviation: steps and step sizes are those of `at`, the same for all threats; the public code for CIFAR-10
+    takes 50 steps, of 0.17 eps in Linf, 0.1 in L2 and 0.08 in L1.
     """
     return Method(threat, SteepestThreat(PGD(steps, step_size * threat.eps, zero), others, threat.eps))
 

@@ -45,7 +45,7 @@ def n_fgsm(threat: Threat, *, k: float = 2.0, step_size: float = 1.0) -> Method:
     both sums clipped to [0, 1].
 
     Robust for its low cost; loses clean accuracy at large eps. It did not collapse on CIFAR-10 at 16/255
-    with one seed (docs/papers.md), and ended at 3 % under PGD on digits at 0.3 (docs/sentinel.md). Its
+    with two seeds (docs/papers.md), and ended at 3 % under PGD on digits at 0.3 (docs/sentinel.md). Its
     training points lie up to (k + 1) eps away by design.
 
     Args:

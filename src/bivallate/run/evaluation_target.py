@@ -46,7 +46,7 @@ class EvaluationTarget:
         data: the data set.
         chosen_split: the images that are attacked: the split of the data set that `split` names.
         threat: the set of perturbations of the attack.
-        others: further threats that the run was trained under.
+        others: further threats of the run's training; none if another threat was asked for.
         weights: their name: best, last, ema or epoch-N.
         split: its name: test, validation or train.
         elsewhere: a short name of the data if they are not the run's own; otherwise empty.
@@ -104,20 +104,26 @@ class EvaluationTarget:
         of_run = config.method.threat
         read = evaluation_data(folder.path, config, data, by_position=by_position)
         run_id, fingerprint = _fingerprints(folder, read.data)
+        chosen = of_run if threat is None else threat(of_run) if callable(threat) else threat
         return cls(
             path=folder.path,
             model=load_run(path, weights, model).to(pick_device(str(device))),
             data=read.data,
             chosen_split=split_of(read.data, split),
-            threat=of_run if threat is None else threat(of_run) if callable(threat) else threat,
+            threat=chosen,
             weights=weights,
             split=split,
             elsewhere=read.place,
-            others=config.method.threats[1:],
+            others=config.method.threats[1:] if chosen is of_run else (),
             warnings=read.warnings,
             run=run_id,
             data_set=fingerprint,
         )
+
+    @property
+    def threats(self) -> tuple[ThreatModel, ...]:
+        """The threat, and the others."""
+        return self.threat, *self.others
 
     def identity(self, n: int | None = None, first: int | None = None) -> Identity:
         """Identity of an evaluation on a random subset of n points, on the first points, or on all."""
