@@ -154,6 +154,7 @@ FORMS = {
 SECOND = "learns its weights on a second stream of images, which nobody else has"
 RATE = "the rate is the same for all"
 REASONS = {
+    **dict.fromkeys(("max-at", "msd", "e-at"), "trains for several threats, and would be judged under one"),
     "plain": "has no attack",
     "yopo": f"its rate must be divided by its replays, and {RATE}",
     "hat": f"its plain and its robust epochs need a rate that rises twice, and {RATE}",

@@ -171,6 +171,8 @@ TAKES |= {
     "fgsm-at",
     "gat",
     "lbgat",
+    "max-at",
+    "msd",
     "n-fgsm",
     "nuat",
     "plain",

@@ -119,7 +119,7 @@ def test_fused_attention_has_the_gradient_of_the_formula(name):
 
 @pytest.mark.parametrize("name", registry())
 def test_every_method_steps_on_torchs_own_layers(name):
-    found = gradient(network(Whole()), create(name, THREAT))
+    found = gradient(network(Whole()), registry()[name].illustration(THREAT))
     assert all(bool(value.isfinite().all()) for value in found.values())
     assert float(found["stem.weight"].abs().max()) > 0
 

@@ -93,10 +93,10 @@ class SeveralThreats(Solver):
     def within(self, problem: LowerProblem) -> Iterator[tuple[LowerProblem, PGD]]:
         """The problem and the solver within each threat, made in turn: the first may make the clean pass."""
         yield problem, self.inner
-        grown = problem.threat.eps / self.unit
         for other in self.others:
+            grown = replace(other, eps=problem.threat.eps / self.unit * other.eps)
             solver = replace(self.inner, step_size=self.inner.step_size * other.eps / self.unit)
-            yield problem.but(threat=replace(other, eps=grown * other.eps)), solver
+            yield problem.but(threat=grown), solver
 
 
 def _highest(candidates: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
