@@ -154,7 +154,7 @@ class SteepestThreat(SeveralThreats):
     """Makes each step within every threat, and goes on from the point of the highest objective (MSD).
 
     delta_{k+1} = argmax over the threats p of the objective at project_p(delta_k + step_p steepest_p(g)).
-    Every point lies in one of the balls.
+    Every point lies in one of the balls. The log has the shares of the last step.
 
     Attributes:
         inner: its steps, step size, start and direction.

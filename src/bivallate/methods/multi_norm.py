@@ -31,10 +31,9 @@ def max_at(
 ) -> Method:
     """MAX: adversarial training against the worst, for each image, of several threats.
 
-    PGD-K attacks within each threat, and the network learns from the perturbation of the highest loss. If one
-    threat has it nearly always, the others are hardly learned: the record has the shares (`strongest_l1`). On
-    digits that was so with Linf, and E-AT kept more under all threats at a third of the cost
-    (docs/threats.md).
+    PGD-K attacks within each threat, and the network learns from the perturbation of the highest loss. Whose
+    it is stands in the run's `metrics.jsonl` (`strongest_l1`): on digits mostly Linf's, and there E-AT kept
+    more under all threats together at a third of the cost (docs/threats.md).
 
     Args:
         threat: the set of perturbations.
@@ -62,9 +61,8 @@ def msd(
 ) -> Method:
     """MSD: adversarial training by an attack that chooses among several threats at every step.
 
-    Each step is made within every threat, and the attack goes on from the point of the highest loss. If that
-    is of one threat nearly always, the others are hardly learned, as in `max-at`: on digits it kept 16 %
-    under all of Linf, L2 and L1, E-AT 33 (docs/threats.md).
+    Each step is made within every threat, and the attack goes on from the point of the highest loss. On
+    digits it kept 16 % under all of Linf, L2 and L1, E-AT 33 (docs/threats.md).
 
     Args:
         threat: the set of perturbations.

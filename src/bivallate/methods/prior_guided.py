@@ -31,8 +31,8 @@ def fgsm_pgi(
     stored start (see `PriorGuided`) and delta one step from it.
 
     It stores two images for each training image. Strong smoothing and the penalty flatten the logits, so
-    evaluate it with AutoAttack, not with PGD. On CIFAR-10 at 16/255 it overfits catastrophically in epoch 12
-    of 20 (docs/papers.md).
+    evaluate it with AutoAttack, not with PGD. On CIFAR-10 at 16/255 it overfitted catastrophically in epoch
+    12 of 20, with one seed (docs/papers.md).
 
     Args:
         threat: the set of perturbations.
