@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from bivallate import collective
 from bivallate.errors import UserError, check_range
-from bivallate.lower.pgd import PGD
+from bivallate.lower.pgd import PGD, AroundPGD
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Remembering, Solver, require_coupling
 from bivallate.lower.threat import Threat, ThreatModel
@@ -24,7 +23,7 @@ from bivallate.types import Evidence, Facts, Solution
 __all__ = ["DrawnThreat", "SeveralThreats", "SteepestThreat", "WorstThreat"]
 
 
-class SeveralThreats(Solver):
+class SeveralThreats(AroundPGD):
     """A solver that attacks within the method's threat and within others.
 
     Attributes:
@@ -34,7 +33,6 @@ class SeveralThreats(Solver):
             smaller by the same factor.
     """
 
-    inner: PGD
     others: tuple[Threat, ...]
     unit: float
 
@@ -69,13 +67,9 @@ class SeveralThreats(Solver):
         """The inner solver's."""
         return self.inner.fixed_steps()
 
-    def can_be_finer(self) -> bool:
-        """Whether the inner solver can."""
-        return self.inner.can_be_finer()
-
-    def stepped(self, length: float, number: float = 1.0) -> Self:
-        """Scale the inner solver's steps."""
-        return replace(self, inner=self.inner.stepped(length, number))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    def keeps_start(self) -> bool:
+        """False: the solution is of one of several attacks."""
+        return False
 
     def bind(self, facts: Facts) -> Solver:
         """Build the solver of one run. Raises UserError without other threats."""
@@ -85,10 +79,6 @@ class SeveralThreats(Solver):
                 "radii: others=(bv.L2(0.5), bv.L1(12)), or --set others=l2:0.5,l1:12 (in a sweep --fix)"
             )
         return self
-
-    def takes_two_labels(self) -> bool:
-        """Whether the inner solver does; False with counts of earlier minibatches."""
-        return not isinstance(self, Remembering) and self.inner.takes_two_labels()
 
     def within(self, problem: LowerProblem) -> Iterator[tuple[LowerProblem, PGD]]:
         """The problem and the solver within each threat, made in turn: the first may make the clean pass."""
