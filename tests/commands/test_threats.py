@@ -57,6 +57,70 @@ def test_the_options_choose_other_threats(trained: Path, capsys) -> None:
     assert both["robust_accuracy"] <= min(first["robust_accuracy"], second["robust_accuracy"])
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("threats") / "plain"
+    assert run(["train", "plain", "--data", "digits", "--lr", "0.2", "--out", str(out), *SHORT[:4]]) == 0
+    return out
+
+
+def test_runs_are_compared_by_what_withstands_all(trained: Path, plain: Path, tmp_path: Path, capsys) -> None:
+    threats = ["--threat", "linf:0.1", "l2:0.4", "l1:1"]
+    assert run(["evaluate", str(trained), str(plain), "--attack", "pgd-3", "--quiet", *threats]) == 0
+    capsys.readouterr()
+    assert run(["compare", "--attack", "pgd-3", "--json", *threats, str(trained), str(plain)]) == 0
+    made = json.loads(capsys.readouterr().out)
+    kinds = [one["kind"] for one in made["threat"]["threats"]]
+    assert kinds == ["Linf", "L2", "L1"]
+    for row, folder in zip(made["rows"], (trained, plain), strict=True):
+        each = [verdicts(folder, name) for name in ("linf-0.1", "l2-0.4", "l1-1")]
+        both = [all(point) for point in zip(*each, strict=True)]
+        assert row["run"] == folder.name
+        assert row["robust_accuracy"] == sum(both) / len(both)
+        assert len(row["evaluations"]) == 3
+    assert made["pairs"][0]["only_first"] > made["pairs"][0]["only_second"]
+    assert "Trained for another threat than the one compared here: plain." in made["notes"]
+    assert run(["compare", "--attack", "pgd-3", str(trained)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith("pgd-3 at all of Linf eps 0.1, L2 eps 0.4, L1 eps 1, best weights"), (
+        "its own threats"
+    )
+    assert run(["compare", "--attack", "pgd-3", str(trained), "--norm", "l2"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith("pgd-3 at L2 eps 0.4")
+    assert "within one here: run; --threat linf:0.1 l2:0.4 l1:1.0 compares within all of them." in text
+
+
+def test_what_a_comparison_lacks_is_said_with_its_command(trained: Path, plain: Path, capsys) -> None:
+    fgsm = ["evaluate", str(trained), "--attack", "fgsm", "--first", "30", "--quiet"]
+    one = ["evaluate", str(plain), "--attack", "fgsm", "--first", "30", "--quiet", "--threat", "l2:0.4"]
+    assert run(fgsm) == run(one) == 0
+    capsys.readouterr()
+    threats = ["--threat", "linf:0.1", "l2:0.4", "l1:1"]
+    assert run(["compare", str(trained), str(plain), "--attack", "fgsm", *threats]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "plain has no evaluation of the best weights on the test data by fgsm at all of Linf 0.1, L2" in said
+    )
+    command = said.splitlines()[-1].strip()
+    assert command == f"bivallate evaluate {plain} --attack fgsm --threat linf:0.1 l1:1.0 --first 30"
+    assert run([*command.split()[1:], "--quiet"]) == 0
+    assert run(["compare", str(trained), str(plain), "--attack", "fgsm", *threats]) == 0
+
+
+def test_a_report_shows_what_withstands_all(trained: Path, tmp_path: Path, capsys) -> None:
+    assert run(["evaluate", str(trained), "--attack", "pgd-3", "--quiet"]) == 0
+    report = ["report", str(trained), "--out", str(tmp_path / "report.md")]
+    assert run(report) == 0
+    text = (tmp_path / "report.md").read_text()
+    each = [verdicts(trained, name) for name in ("linf-0.1", "l2-0.4", "l1-1")]
+    both = [all(point) for point in zip(*each, strict=True)]
+    (row,) = [line for line in text.splitlines() if line.startswith("| run | e-at | digits")]
+    assert "| Linf 0.1, L2 0.4, L1 1 | pgd-3 (best) |" in row
+    assert f"| {100 * sum(both) / len(both):.1f} \\[" in row
+    assert "all of Linf 0.1, L2 0.4, L1 1 |" in text
+
+
 def test_the_run_may_stand_behind_the_threats(trained: Path, capsys) -> None:
     capsys.readouterr()
     words = ["--first", "20", "--quiet", "--attack", "fgsm", "--threat", "l2:0.5", "l1:1", str(trained)]
@@ -79,6 +143,8 @@ REFUSED = {
     "evaluate RUN --threat l2:0.5 --eps 0.1": "leave out --eps and --norm",
     "evaluate RUN --threat l7:0.5": "unknown norm 'l7'",
     "evaluate RUN --threat l2:much": "--threat must be a number",
+    "compare RUN --threat l2:0.4 --eps 0.4": "leave out --eps and --norm",
+    "compare RUN --threat l2:0.4 l2:0.4": "--threat names a threat twice",
     "train max-at --data digits": "--set others=l2:0.5,l1:12",
     "train msd --data digits --dry-run": "--set others=l2:0.5,l1:12",
     "train e-at --data digits --set others=linf:0.1 --dry-run": "a norm each",

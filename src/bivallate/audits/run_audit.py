@@ -12,8 +12,8 @@ from bivallate.audits.leak import leak
 from bivallate.audits.result import Audit, AuditProgress
 from bivallate.errors import UserError, check_options
 from bivallate.evaluation.progress_display import progress_callback
-from bivallate.evaluation.significance import same_threat
 from bivallate.evaluation.statistics import FEWEST_POINTS
+from bivallate.evaluation.threat_union import same_threat
 from bivallate.files import json_files
 from bivallate.lower.threat import ThreatModel
 from bivallate.reports.stored_evaluations import STALE, RunFingerprints, read_evaluation

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from bivallate.commands.options import Flag, Split
+from bivallate.commands.options import Flag, Names, Split, threats_of, without_folders
 from bivallate.errors import UserError
 from bivallate.terminal import say, say_json
 
@@ -16,6 +17,7 @@ def compare(
     attack: str | None = None,
     eps: str | None = None,
     norm: str | None = None,
+    threat: Names = (),
     weights: str = "best",
     split: Split = "test",
     over_seeds: Flag = False,
@@ -44,6 +46,10 @@ def compare(
         radius, such as 8/255. [default: the one that most runs were trained for]
     norm
         linf, l2 or l1. [default: likewise]
+    threat
+        in place of --norm and --eps, a norm and a radius, or several: linf:8/255 l2:0.5. Of several, the
+        points count that withstand the attack within each. [default: likewise; where all runs were trained
+        under the same several threats, all of these]
     weights
         best, last, ema or epoch-N.
     over_seeds
@@ -60,17 +66,11 @@ def compare(
 
     if markdown and json:
         raise UserError("give --markdown or --json, not both")
-    made = compared(
-        *runs,
-        sort=sort,
-        ascending=ascending,
-        attack=attack,
-        eps=eps,
-        norm=norm,
-        weights=weights,
-        split=split,
-        over_seeds=over_seeds,
-    )
+    texts, folders = without_folders(threat)
+    threats = threats_of(texts, beside=(eps, norm) != (None, None))
+    which: dict[str, Any] = {"attack": attack, "eps": eps, "norm": norm, "threat": threats, "split": split}
+    order: dict[str, Any] = {"sort": sort, "ascending": ascending, "over_seeds": over_seeds}
+    made = compared(*runs, *folders, weights=weights, **which, **order)
     if plane is not None:
         say(f"plane of mean and worst class: {made.plane().save(plane)}", to_stderr=True)
     if json:

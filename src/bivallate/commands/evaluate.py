@@ -20,6 +20,8 @@ from bivallate.commands.options import (
     Split,
     Subset,
     WeightsSource,
+    threats_of,
+    without_folders,
 )
 from bivallate.commands.shared_work import shared_work
 from bivallate.errors import UserError
@@ -109,7 +111,7 @@ def evaluate_runs(
     device = machine.prepare()
     chosen = subset.n, subset.first, source.seed
     options = EvaluationOptions(*chosen, batch_size, search_precision, shared=True)
-    threats = _threats(texts, ball)
+    threats = threats_of(texts, beside=ball.given)
     task = EvaluationTask(options, out, len(folders) * len(attacks) > 1, quiet, json)
     for run in folders:
         foreign = arch is not None or str(run).startswith(zoo.PREFIX)
@@ -124,38 +126,24 @@ def evaluate_runs(
     task.end()
 
 
-def _threats(texts: Sequence[str], ball: Ball) -> tuple[ThreatModel, ...]:
-    """Read the threats of --threat. Raises UserError beside --eps or --norm, and for one threat twice."""
-    from bivallate.lower.threat import Linf
-
-    if texts and ball.given:
-        raise UserError("--threat names norms and radii; leave out --eps and --norm")
-    found = tuple(Linf.from_text(text, "--threat") for text in texts)
-    if len(set(found)) < len(found):
-        raise UserError(f"--threat names a threat twice: {' '.join(texts)}")
-    return found
-
-
 def _split_runs(
     runs: Sequence[Path], attacks: Sequence[str], threats: Sequence[str]
 ) -> tuple[list[Path], list[str], list[str]]:
     """Move run folders that --attack and --threat have taken to the runs, and spell the attacks as usual.
 
-    Each of these options takes all words up to the next one. The spelling is checked before a run is loaded;
-    the stages of an attack depend on its threat.
+    The spelling is checked before a run is loaded; the stages of an attack depend on its threat.
 
     Raises:
         UserError: no run is named, or an attack is unknown.
     """
     from bivallate.evaluation import attack_named
-    from bivallate.run.folder import RunFolder
 
-    folders = [name for name in (*attacks, *threats) if RunFolder(Path(name)).config.exists()]
-    runs = [*runs, *map(Path, folders)]
-    if not runs:
+    names, taken = without_folders(attacks)
+    texts, more = without_folders(threats)
+    folders = [*runs, *taken, *more]
+    if not folders:
         raise UserError("name the folder of a run, such as `bivallate evaluate runs/x --attack pgd-20`")
-    spelt = dict.fromkeys(attack_named(name).name for name in attacks if name not in folders)
-    return runs, list(spelt), [name for name in threats if name not in folders]
+    return folders, list(dict.fromkeys(attack_named(name).name for name in names)), texts
 
 
 def _foreign(

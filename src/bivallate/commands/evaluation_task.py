@@ -67,7 +67,7 @@ class EvaluationTask:
         Raises:
             Interrupted: on Ctrl-C; the same command continues from the verdicts so far.
         """
-        from bivallate.reports.tables import radius
+        from bivallate.evaluation.threat_union import radius
 
         threats = threats[:1] if name == "clean" else threats  # no attack needs no threat
         self.several |= len(threats) > 1
@@ -121,25 +121,14 @@ class EvaluationTask:
 
     def _tell_all(self, run: Path, name: str, scores: Sequence[Score]) -> None:
         """Print how many points withstand an attack within each of several threats."""
-        import numpy as np
+        from bivallate.evaluation.joined_score import within_all
 
-        from bivallate.evaluation.statistics import wilson
-
-        held = np.logical_and.reduce([score.robust.cpu().numpy() for score in scores])
-        share, interval = float(held.mean()), wilson(int(held.sum()), len(held))
-        label, threats = f"{run} {name}, under all {len(scores)}", [s.to_json()["threat"] for s in scores]
-        self.results.append(
-            {
-                "run": str(run),
-                "attack": scores[0].attack,
-                "threats": threats,
-                "n": len(held),
-                "robust_accuracy": share,
-                "interval_95": list(interval),
-            }
-        )
+        joined = within_all(scores)
+        entry = joined.to_json()
+        self.results.append({"run": str(run), **entry, "threats": entry["threat"]["threats"]})
         if not self.json:
-            say(f"{label}: robust {percent(share, interval)}, {len(held)} points")
+            robust = percent(joined.robust_accuracy, joined.interval_95)
+            say(f"{run} {name}, under all {len(scores)}: robust {robust}, {joined.n} points")
 
     def end(self) -> None:
         """Print several results as JSON if asked to. Raises UserError if one could not be saved."""

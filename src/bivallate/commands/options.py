@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,8 @@ from bivallate.from_text import parse_number
 
 if TYPE_CHECKING:
     import torch
+
+    from bivallate.lower.threat import Threat
 
 
 def _ranging(low: float, high: float = math.inf, *, above: bool = False) -> Parameter:
@@ -206,3 +209,29 @@ def same_norm(norm: str, own: Any) -> None:
             f"--norm {norm} needs a radius of its own, --eps, such as {SUCH_AS[kind.__name__]}: the run's, "
             f"{own.eps:g}, is of {type(own).__name__}"
         )
+
+
+def threats_of(texts: Sequence[str], *, beside: bool = False) -> tuple[Threat, ...]:
+    """Read the threats of --threat; beside: whether --eps or --norm was given too.
+
+    Raises UserError then, for one that cannot be read, and for one that is named twice.
+    """
+    from bivallate.lower.threat import Linf
+
+    if texts and beside:
+        raise UserError("--threat names norms and radii; leave out --eps and --norm")
+    found = tuple(Linf.from_text(text, "--threat") for text in texts)
+    if len(set(found)) < len(found):
+        raise UserError(f"--threat names a threat twice: {' '.join(texts)}")
+    return found
+
+
+def without_folders(words: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """Split words into those that are no run folders, and those that are.
+
+    An option that takes several words takes all up to the next option, also the runs that stand last.
+    """
+    from bivallate.run.folder import RunFolder
+
+    folders = [word for word in words if RunFolder(Path(word)).config.exists()]
+    return [word for word in words if word not in folders], [Path(word) for word in folders]

@@ -17,7 +17,7 @@ from bivallate.commands.sweep_cells import Combination, SweepOptions
 from bivallate.errors import UserError
 from bivallate.evaluation import attack_named
 from bivallate.evaluation.progress_display import duration
-from bivallate.evaluation.significance import same_threat
+from bivallate.evaluation.threat_union import same_threat
 from bivallate.files import make_folder, write_json
 from bivallate.quoting import line
 from bivallate.reports.collect import RunRecord, collect

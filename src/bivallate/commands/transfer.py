@@ -89,7 +89,7 @@ def transfer(
 
 def _comparable(stored: Any, score: Any) -> bool:
     """Whether a stored evaluation has the same weights, points, threat and seed as a score."""
-    from bivallate.evaluation.significance import same_threat
+    from bivallate.evaluation.threat_union import same_threat
 
     other, present = stored.score, not (stored.stale or stored.left_out)
     same = (other.data_fingerprint, other.model_fingerprint, other.seed)

@@ -5,12 +5,14 @@ from bivallate.evaluation.attacked_images import AttackedImages, craft
 from bivallate.evaluation.evaluation_identity import Identity, evaluation_name
 from bivallate.evaluation.evaluation_options import EvaluationOptions
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
+from bivallate.evaluation.joined_score import within_all
 from bivallate.evaluation.named_attacks import Attack, Stage, attack_named, attacks
 from bivallate.evaluation.predictions import Prediction, predict
 from bivallate.evaluation.score import Score
 from bivallate.evaluation.search import Restarts, ScaledPGD, Search, Targets
 from bivallate.evaluation.significance import Row, SeedSpread, over_seeds, rank
 from bivallate.evaluation.sweeps import eps_curve, minimal_distances, transfer
+from bivallate.evaluation.threat_union import ThreatUnion
 from bivallate.renamed import renamed_names
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "SeedSpread",
     "Stage",
     "Targets",
+    "ThreatUnion",
     "attack",
     "attack_and_score",
     "attack_named",
@@ -40,6 +43,7 @@ __all__ = [
     "predict",
     "rank",
     "transfer",
+    "within_all",
 ]
 
 __getattr__ = renamed_names(

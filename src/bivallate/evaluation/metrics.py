@@ -26,7 +26,8 @@ __all__ = ["METRICS", "Metric", "TrainingCost", "add", "by_key"]
 
 Interval = tuple[float, float]
 ROW_KEYS = {
-    *("classes", "data", "data_fingerprint", "evaluation", "evaluation_passes", "method", "n", "name"),
+    *("classes", "data", "data_fingerprint", "evaluation", "evaluation_passes", "evaluations"),
+    *("method", "n", "name"),
     *("p_adjusted", "p_value", "path", "run", "runs", "score", "seed", "seeds", "significant", "stale"),
     *("strongest", "training", "values", "worst_class_name"),
 }  # other entries of a row in JSON, and other attributes of a `significance.Row`

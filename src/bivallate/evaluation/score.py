@@ -24,6 +24,7 @@ from bivallate.evaluation.evaluation_identity import Identity
 from bivallate.evaluation.point_columns import CLEAN, ROBUST
 from bivallate.evaluation.score_fields import SCHEMA, OtherJSON, score_fields
 from bivallate.evaluation.statistics import bootstrap_tail, gini, ratios, tail, wilson, wilsons
+from bivallate.evaluation.threat_union import radius, threat_json
 from bivallate.files import write_json
 from bivallate.parts import encode
 from bivallate.schema import MEGABYTE, parse, read_text
@@ -38,7 +39,7 @@ class Score:
     Attributes:
         attack: name of the attack.
         detail: the attack itself.
-        threat: the set of perturbations.
+        threat: the set of perturbations; a `ThreatUnion` of several if it joins others, see `within_all`.
         classes: number of classes of the model.
         y: (n,) labels.
         predicted: (n,) predictions at the worst point found; the label itself if the point is robust.
@@ -80,9 +81,8 @@ class Score:
 
     def __repr__(self) -> str:
         low, high = self.interval_95
-        threat = f"{type(self.threat).__name__} {self.threat.eps:.4g}"
         return (
-            f"<Score of {self.attack} at {threat} on {self.n} points: robust "
+            f"<Score of {self.attack} at {radius(self.threat)} on {self.n} points: robust "
             f"{self.robust_accuracy:.1%} [{low:.1%}, {high:.1%}], clean {self.clean_accuracy:.1%}>"
         )
 
@@ -229,7 +229,7 @@ class Score:
             "schema": SCHEMA,
             "attack": self.attack,
             "attack_detail": encode(self.detail),
-            "threat": {"kind": type(self.threat).__name__, "eps": self.threat.eps},
+            "threat": threat_json(self.threat),
             "n": self.n,
             "classes": self.classes,
             "clean_accuracy": self.clean_accuracy,

@@ -9,6 +9,7 @@ from bivallate.evaluation.evaluation_file import PointColumns, WrittenScore, in_
 from bivallate.evaluation.evaluation_identity import Identity
 from bivallate.evaluation.older_files import SCHEMA_1, upgraded
 from bivallate.evaluation.point_columns import ROBUST
+from bivallate.evaluation.threat_union import ThreatUnion
 from bivallate.lower.threat import Threat
 from bivallate.parts import decode
 from bivallate.schema import check_fits
@@ -45,7 +46,7 @@ def score_fields(content: Any, name: str = "") -> dict[str, Any]:
     fields = {
         "attack": entry["attack"],
         "detail": decode(entry["attack_detail"], "attack_detail"),
-        "threat": check_fits(Threat, decode(entry["threat"], "threat"), "threat"),
+        "threat": check_fits(Threat | ThreatUnion, decode(entry["threat"], "threat"), "threat"),
         "classes": entry["classes"],
         "y": columns["y"].long(),
         "predicted": columns["predicted"].long(),

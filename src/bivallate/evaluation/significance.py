@@ -14,17 +14,14 @@ from bivallate.evaluation import metrics
 from bivallate.evaluation.metrics import TrainingCost, by_key
 from bivallate.evaluation.pairs import pairs
 from bivallate.evaluation.score import Score
-from bivallate.lower.threat import ThreatModel
+from bivallate.evaluation.threat_union import radius, same_threat
 
 __all__ = [
     "Row",
     "SeedSpread",
     "over_seeds",
     "rank",
-    "same_threat",
 ]
-
-SAME_RADIUS = 1e-6  # relative
 
 
 @dataclass(frozen=True, repr=False)
@@ -101,17 +98,11 @@ def rank(
     return _tested(rows)
 
 
-def same_threat(first: ThreatModel, second: ThreatModel) -> bool:
-    """Whether two threats are equal up to rounding of the radius: 8/255 equals 0.031372549."""
-    return type(first) is type(second) and math.isclose(first.eps, second.eps, rel_tol=SAME_RADIUS)
-
-
 def _check_alike(scores: Sequence[Score]) -> None:
     """Raise UserError for different attacks or threats."""
     first = scores[0]
     if any(s.attack != first.attack or not same_threat(s.threat, first.threat) for s in scores):
-        kinds = {(s.attack, type(s.threat).__name__, s.threat.eps) for s in scores}
-        shown = "; ".join(sorted(f"{a} in {t}({e:g})" for a, t, e in kinds))
+        shown = "; ".join(sorted({f"{s.attack} in {radius(s.threat)}" for s in scores}))
         raise UserError(f"only evaluations of one attack and threat can be compared, got {shown}")
 
 

@@ -10,11 +10,16 @@ from typing import Any
 
 from bivallate.errors import UserError
 from bivallate.evaluation import Score
-from bivallate.evaluation.significance import same_threat
+from bivallate.evaluation.threat_union import ThreatUnion, same_threat, union_of
 from bivallate.models.description import read_manifest
 from bivallate.quoting import line
 from bivallate.reports.stored_audits import StoredAudit, read_audits
-from bivallate.reports.stored_evaluations import Evaluation, RunFingerprints, read_evaluations
+from bivallate.reports.stored_evaluations import (
+    Evaluation,
+    RunFingerprints,
+    read_evaluations,
+    within_union,
+)
 from bivallate.reports.strength import strongest_first
 from bivallate.run.config import Config
 from bivallate.run.execution import Run
@@ -54,15 +59,32 @@ class RunRecord:
     def strongest(self) -> Evaluation | None:
         """The strongest evaluation at the training threat on the test set; None if there is none.
 
-        Evaluations of the best weights come first, then those of the last and of the averaged weights.
+        After a training under several threats it is within all of them. Evaluations of the best weights come
+        first, then those of the last and of the averaged weights.
         """
-        found = (self.leading(weights, "test", self.config.method.threat) for weights in WEIGHTS)
+        found = (self.leading(weights, "test", self.home) for weights in WEIGHTS)
         return next((leading[0] for leading in found if leading), None)
+
+    @cached_property
+    def home(self) -> Any:
+        """The threat of the training; the union of several."""
+        return union_of(self.config.method.threats)
+
+    @cached_property
+    def at_home(self) -> tuple[Evaluation, ...]:
+        """What the evaluations within each of several threats of the training say of all; empty for one."""
+        return tuple(self.within(self.home)) if isinstance(self.home, ThreatUnion) else ()
+
+    def within(self, threat: Any) -> list[Evaluation]:
+        """The evaluations within a threat; within a union those that join the ones within its threats."""
+        if isinstance(threat, ThreatUnion):
+            return within_union(self.evaluations, threat)
+        return [e for e in self.evaluations if same_threat(e.score.threat, threat)]
 
     def leading(self, weights: str, split: str, threat: Any) -> list[Evaluation]:
         """The evaluations in a threat on the run's own data, strongest first (see `strongest_first`)."""
-        same = [e for e in self.evaluations if (e.weights, e.split, e.data) == (weights, split, "")]
-        found = [e for e in same if e.score.stage_names and same_threat(e.score.threat, threat)]
+        same = [e for e in self.within(threat) if (e.weights, e.split, e.data) == (weights, split, "")]
+        found = [e for e in same if e.score.stage_names]
         return [found[k] for k in strongest_first([[e] for e in found])]
 
     def series(self, key: str) -> tuple[list[int], list[float]]:

@@ -9,12 +9,13 @@ from pathlib import Path
 from bivallate.errors import UserError
 from bivallate.evaluation import Score
 from bivallate.evaluation.pairs import pairs
+from bivallate.evaluation.threat_union import radius
 from bivallate.quoting import command, line
 from bivallate.reports.collect import RunRecord
 from bivallate.reports.comparison.comparable import EvaluationFilter, choose
 from bivallate.reports.diagnostics.per_class import confusion
 from bivallate.reports.stored_evaluations import Evaluation
-from bivallate.reports.tables import CLASS, NONE, Table, radius, share_cell
+from bivallate.reports.tables import CLASS, NONE, Table, share_cell
 
 
 def pairs_table(runs: Sequence[RunRecord]) -> Table | None:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bivallate.evaluation import Score
+from bivallate.evaluation.threat_union import radius
 from bivallate.reports.collect import RunRecord
 from bivallate.reports.stored_evaluations import Evaluation
-from bivallate.reports.tables import radius, share_cell, worst_class
+from bivallate.reports.tables import share_cell, worst_class
 
 MOST = 12  # runs; for more of them a report shows the table alone
 

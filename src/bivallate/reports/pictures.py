@@ -10,6 +10,8 @@ from pathlib import Path
 
 from bivallate import quoting
 from bivallate.errors import UserError
+from bivallate.evaluation import Score
+from bivallate.evaluation.threat_union import radius
 from bivallate.reports.collect import RunRecord
 from bivallate.reports.diagnostics.curves import learning_curves
 from bivallate.reports.diagnostics.diagnostic import Diagnostic
@@ -17,6 +19,7 @@ from bivallate.reports.diagnostics.easy_and_hard import EasyAndHard, easy_and_ha
 from bivallate.reports.diagnostics.per_class import MANY, Confusion, confusion, per_class
 from bivallate.reports.diagnostics.plane import plane
 from bivallate.reports.matrix import matrix_svg
+from bivallate.reports.stored_evaluations import Evaluation
 from bivallate.run.evaluation_data import moved_data
 from bivallate.run.load_model import load_run
 from bivallate.style import styled
@@ -100,10 +103,11 @@ def attacked_pictures(runs: Sequence[RunRecord], images: Images) -> tuple[list[P
         except (UserError, OSError, RuntimeError, ValueError) as error:  # the report can do without images
             notes.append(f"{run.label}: no images are shown: {str(error).splitlines()[0]}")
             continue
+        within = f" within {radius(_drawable(run.strongest).threat)}" if run.strongest.parts else ""
         text = (
             f"{run.label}: points that {run.strongest.score.attack} breaks by the widest margin (hard) and "
-            f"those that stay right by the widest (easy), drawn under {drawn.attack}; above each image its "
-            "class or what it is taken for; change: grey is none, scaled to the largest."
+            f"those that stay right by the widest (easy){within}, drawn under {drawn.attack}; above each "
+            "image its class or what it is taken for; change: grey is none, scaled to the largest."
         )
         found.append(Picture(f"attacked-{k}", text, drawn))
     return found, notes
@@ -115,8 +119,13 @@ def _attacked(run: RunRecord, images: Images) -> EasyAndHard:
         raise UserError("the evaluation is of weights that have changed since")
     config = config.set("data.data_dir", images.data_dir) if images.data_dir is not None else config
     model = load_run(run.path, strong.weights, images.model)
-    test, score = moved_data(run.path, config, images.data).test, strong.score
+    test, score = moved_data(run.path, config, images.data).test, _drawable(strong)
     return easy_and_hard(model, test, score.threat, score, run.names(score.classes), attack=PLAIN)
+
+
+def _drawable(strong: Evaluation) -> Score:
+    """A score within one threat: of several the one that leaves least."""
+    return min((e.score for e in strong.parts or (strong,)), key=lambda score: score.robust_accuracy)
 
 
 def _curves_caption(runs: Sequence[RunRecord]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -13,15 +13,24 @@ import torch
 from bivallate.errors import UserError
 from bivallate.evaluation import Score
 from bivallate.evaluation.evaluation_identity import Identity
+from bivallate.evaluation.joined_score import within_all
 from bivallate.evaluation.points import state_fingerprint
 from bivallate.evaluation.score_fields import OtherJSON
+from bivallate.evaluation.threat_union import ThreatUnion, same_threat
 from bivallate.files import json_files
 from bivallate.models import Classifier
 from bivallate.models.description import read_manifest
 from bivallate.models.io import read_weights
 from bivallate.run.folder import check_weights
 
-__all__ = ["STALE", "Evaluation", "RunFingerprints", "read_evaluation", "read_evaluations"]
+__all__ = [
+    "STALE",
+    "Evaluation",
+    "RunFingerprints",
+    "read_evaluation",
+    "read_evaluations",
+    "within_union",
+]
 
 STALE = "evaluated before the weights changed; evaluate again"
 FOREIGN = "left out, it does not belong to this run"
@@ -39,6 +48,8 @@ class Evaluation:
         path: the file.
         stale: whether the run's weights have changed since.
         foreign: the reason why it is not of this run; empty if it is, and if its identity is unknown.
+        parts: the evaluations within each threat of a union that this one joins, see `within_union`; `path`
+            is the first one's. Empty for one that is stored.
     """
 
     identity: Identity
@@ -46,6 +57,7 @@ class Evaluation:
     path: Path
     stale: bool = False
     foreign: str = ""
+    parts: tuple[Evaluation, ...] = ()
 
     @property
     def left_out(self) -> str:
@@ -175,3 +187,30 @@ def read_evaluations(folder: Path, fingerprints_of_run: RunFingerprints) -> list
     """Read all evaluations in a folder, in the order of the files' names."""
     found = (read_evaluation(file, fingerprints_of_run) for file in json_files(folder))
     return [one for one in found if one is not None]
+
+
+def within_union(found: Sequence[Evaluation], union: ThreatUnion) -> list[Evaluation]:
+    """Join the evaluations of a run within each threat of a union, where one for each is stored.
+
+    Joined are those of the same weights, attack, points, seed and number format.
+    """
+    groups: dict[tuple[Any, ...], list[Evaluation]] = {}
+    for each in found:
+        score, of = each.score, each.identity
+        alike = (
+            score.attack,
+            score.model_fingerprint,
+            score.data_fingerprint,
+            score.seed,
+            score.search_precision,
+        )
+        groups.setdefault((of.weights, of.split, of.data, of.n, of.first, *alike), []).append(each)
+    joined = []
+    for some in groups.values():
+        within = [[e for e in some if same_threat(e.score.threat, one)] for one in union.threats]
+        if all(within):
+            parts = tuple(min(each, key=lambda e: e.score.robust_accuracy) for each in within)
+            score = within_all([part.score for part in parts])
+            stale = any(part.stale for part in parts)
+            joined.append(Evaluation(parts[0].identity, score, parts[0].path, stale=stale, parts=parts))
+    return joined

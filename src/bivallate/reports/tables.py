@@ -9,6 +9,7 @@ from typing import Any
 from bivallate.evaluation import Score
 from bivallate.evaluation.metrics import by_key
 from bivallate.evaluation.progress_display import duration
+from bivallate.evaluation.threat_union import radius
 from bivallate.parts import encode
 from bivallate.quoting import line
 from bivallate.reports.collect import RunRecord
@@ -19,13 +20,13 @@ NONE = "-"
 CLASS = 36  # most characters of a class's name in a cell
 ACCURACIES = ("SA %", "RA %", "RA-Tail-30 %", "worst class %", "class Gini")
 RUNS = (
-    "SA: accuracy on clean images. RA: under the strongest evaluation of the run at its training threat, all "
-    "points on which any part succeeded counted as broken; the strongest is the one that left least of the "
-    "points that all evaluations of the run judged (at least 50). RA-Tail-30: mean over the weakest 30 % of "
-    "the classes. In brackets: 95 % intervals (Wilson; bootstrap for the tail and for the worst class, "
-    "whichever that is). Class Gini: inequality of the classes' robust accuracies, 0 if all are equal. Cost: "
-    "forward and backward passes per training example over the whole training. "
-    "Bold: highest, where data, attack and number of points are the same."
+    "SA: accuracy on clean images. RA: under the strongest evaluation of the run at its training threat, or "
+    "within all of several, all points on which any part succeeded counted as broken; the strongest is the "
+    "one that left least of the points that all evaluations of the run judged (at least 50). RA-Tail-30: "
+    "mean over the weakest 30 % of the classes. In brackets: 95 % intervals (Wilson; bootstrap for the tail "
+    "and for the worst class, whichever that is). Class Gini: inequality of the classes' robust accuracies, "
+    "0 if all are equal. Cost: forward and backward passes per training example over the whole training. "
+    "Bold: highest, where data, radius, attack and number of points are the same."
 )
 WILSON = "In brackets: 95 % intervals (Wilson), each class for itself."
 
@@ -61,13 +62,6 @@ def share_cell(value: float | None, interval: tuple[float, float] | None = None)
     return text if interval is None else f"{text} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 
-def radius(threat: Any) -> str:
-    """The norm and eps; eps in 255ths if that is a whole number and two digits do not give it exactly."""
-    eps, levels = threat.eps, 255 * threat.eps
-    short = float(f"{eps:.2g}") == eps or abs(levels - round(levels)) > 1e-6
-    return f"{type(threat).__name__} {f'{eps:.4g}' if short else f'{round(levels)}/255'}"
-
-
 def runs_table(runs: Sequence[RunRecord]) -> Table:
     """One row per run: its settings, its cost, and its accuracies under its strongest attack."""
     rows, values = [], []
@@ -95,7 +89,7 @@ def runs_table(runs: Sequence[RunRecord]) -> Table:
             (score.clean_accuracy, score.robust_accuracy, score.tail(30)) if score else (None, None, None)
         )
     columns = ("run", "method", "data", "model", "eps", "strongest attack", "points")
-    compared = {(row[2], row[5], row[6]) for row in rows}
+    compared = {(row[2], row[4], row[5], row[6]) for row in rows}
     return Table(
         "Runs",
         (*columns, *ACCURACIES, "epochs", "cost", "time"),
@@ -139,7 +133,7 @@ def evaluations_table(runs: Sequence[RunRecord]) -> Table:
     """One row for each evaluation of the runs."""
     rows = []
     for run in runs:
-        for e in run.evaluations:
+        for e in (*run.evaluations, *run.at_home):
             score = e.score
             rows.append(
                 (

@@ -7,19 +7,34 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bivallate.errors import UserError, unknown
 from bivallate.evaluation import attack_named
-from bivallate.evaluation.significance import SAME_RADIUS, same_threat
+from bivallate.evaluation.threat_union import (
+    SAME_RADIUS,
+    ThreatUnion,
+    radius,
+    same_threat,
+    spelt,
+    union_of,
+)
 from bivallate.from_text import parse_number
-from bivallate.lower.threat import CUSTOMARY
+from bivallate.lower.threat import CUSTOMARY, ThreatModel
 from bivallate.lower.threat import threat as make
 from bivallate.reports.collect import RunRecord
 from bivallate.reports.stored_evaluations import Evaluation
 from bivallate.reports.strength import strongest_first
 
-Kind = tuple[str, str, float]  # attack, norm, eps
+
+class Kind(NamedTuple):
+    """What makes evaluations comparable: the attack, and a threat or the union of several."""
+
+    attack: str
+    threat: Any
+
+    def __str__(self) -> str:
+        return f"{self.attack} at {radius(self.threat)}"
 
 
 @dataclass(frozen=True)
@@ -31,6 +46,7 @@ class EvaluationFilter:
         attack: name of the attack.
         norm: Linf, L2 or L1.
         eps: radius of the threat.
+        threat: the threat, or the union of several.
     """
 
     weights: str
@@ -38,58 +54,87 @@ class EvaluationFilter:
     attack: str | None = None
     norm: str | None = None
     eps: float | None = None
+    threat: Any = None
 
     @classmethod
     def of(
-        cls, weights: str, split: str, attack: str | None, norm: str | None, eps: str | None, known: set[str]
+        cls,
+        weights: str,
+        split: str,
+        attack: str | None,
+        norm: str | None,
+        eps: str | None,
+        threats: Sequence[ThreatModel],
+        known: set[str],
     ) -> EvaluationFilter:
         """Make a filter from the command line's texts; `known`: names of the attacks that the runs have.
 
-        Raises UserError for an unknown attack or norm, and for an eps that is not a number.
+        Raises UserError for an unknown attack or norm, for an eps that is not a number, and for threats
+        beside a norm or an eps.
         """
+        if threats and not norm is eps is None:
+            raise UserError("threats have norms and radii; leave out norm and eps")
         if attack is not None and attack.startswith("transfer-") and attack not in known:
             if not known:
                 raise UserError(f"no run has {attack}: `bivallate transfer RUN --from OTHER` makes one")
             raise unknown("stored attack", attack, known)
         name = attack if attack is None or attack in known else attack_named(attack).name
         kind = type(make(norm, 0.0)).__name__ if norm is not None else None
-        radius = parse_number(eps) if eps is not None else None
-        return cls(weights, split, name, kind, radius)
+        size = parse_number(eps) if eps is not None else None
+        return cls(weights, split, name, kind, size, union_of(threats) if threats else None)
 
     def fits(self, found: Evaluation) -> bool:
         """Whether an evaluation is one that the user asks for."""
-        attack, norm, eps = kind_of(found)
         return (
             (found.weights, found.split, found.data) == (self.weights, self.split, "")  # of the run's own set
-            and self.attack in (None, attack)
-            and self.norm in (None, norm)
-            and (self.eps is None or math.isclose(self.eps, eps, rel_tol=SAME_RADIUS))
+            and self.attack in (None, found.score.attack)
+            and self._allows(found.score.threat)
         )
+
+    def _allows(self, threat: Any) -> bool:
+        if self.threat is not None:
+            return same_threat(self.threat, threat)
+        if isinstance(threat, ThreatUnion):
+            return self.norm is self.eps is None
+        same_norm = self.norm in (None, type(threat).__name__)
+        return same_norm and (self.eps is None or math.isclose(self.eps, threat.eps, rel_tol=SAME_RADIUS))
+
+    def candidates(self, runs: Sequence[RunRecord]) -> list[list[Evaluation]]:
+        """The evaluations of each run that the user asks for, also within all threats of a union.
+
+        A union is that of the filter, or the threats of a run that was trained under several.
+        """
+        unions = [self.threat] if self.threat is not None else [run.home for run in runs]
+        different = [
+            u for k, u in enumerate(unions) if not any(same_threat(u, other) for other in unions[:k])
+        ]
+        joining = [union for union in different if isinstance(union, ThreatUnion)]
+        found = [(*run.evaluations, *(e for union in joining for e in run.within(union))) for run in runs]
+        return [[e for e in some if self.fits(e)] for some in found]
 
     def __str__(self) -> str:
         where = " ".join(filter(None, [self.norm, f"{self.eps:.6g}" if self.eps is not None else None]))
+        where = where if self.threat is None else radius(self.threat)
         parts = [f"of the {self.weights} weights on the {self.split} data"]
         parts += [f"by {self.attack}"] if self.attack else []
         return " ".join(parts + ([f"at {where}"] if where else []))
 
 
 def kind_of(found: Evaluation) -> Kind:
-    """Attack, norm and radius of an evaluation."""
-    score = found.score
-    return score.attack, type(score.threat).__name__, float(score.threat.eps)
+    """Attack and threat of an evaluation."""
+    return Kind(found.score.attack, found.score.threat)
 
 
 def is_of_kind(kind: Kind, found: Evaluation) -> bool:
     """Whether an evaluation is of this kind; radii may differ by rounding."""
-    attack, norm, eps = kind_of(found)
-    return kind[:2] == (attack, norm) and math.isclose(kind[2], eps, rel_tol=SAME_RADIUS)
+    return kind.attack == found.score.attack and same_threat(kind.threat, found.score.threat)
 
 
 def choose(runs: Sequence[RunRecord], paths: Sequence[Path], wanted: EvaluationFilter) -> list[Evaluation]:
     """Choose one evaluation of each run, all by one attack in one threat, on the same points if possible.
 
-    If the filter allows several choices, take the threat that most runs were trained for, and then the
-    strongest evaluations (see `strongest_first`).
+    The threat may be a union of several. If the filter allows several choices, take the threat that most runs
+    were trained for, and then the strongest evaluations (see `strongest_first`).
 
     Args:
         runs: the runs.
@@ -99,9 +144,9 @@ def choose(runs: Sequence[RunRecord], paths: Sequence[Path], wanted: EvaluationF
     Raises:
         UserError: a run has no such evaluation; the error says which command makes it.
     """
-    fitting = [[e for e in run.evaluations if wanted.fits(e)] for run in runs]
+    fitting = wanted.candidates(runs)
     offers = []
-    for kind in sorted({kind_of(e) for e in fitting[0]}):
+    for kind in sorted({kind_of(e) for e in fitting[0]}, key=str):
         same = [[e for e in some if is_of_kind(kind, e)] for some in fitting]
         offers += [_pick(same)] if all(same) else []
     if not offers:
@@ -144,8 +189,8 @@ def _at_home(runs: Sequence[RunRecord], offer: Sequence[Evaluation]) -> int:
 
 
 def trained_for(run: RunRecord, evaluation: Evaluation) -> bool:
-    """Whether the threat of the evaluation is one of those that the run was trained under."""
-    return any(same_threat(own, evaluation.score.threat) for own in run.config.method.threats)
+    """Whether the run was trained under the threat of the evaluation, alone or among others."""
+    return any(same_threat(own, evaluation.score.threat) for own in (run.home, *run.config.method.threats))
 
 
 def _missing(
@@ -164,9 +209,7 @@ def _missing(
             lines.append("  " + _command(run, path, wanted, example))
     asked = f"{wanted}"
     if kind is not None:
-        asked += (
-            f" that the others have: {kind[0]} at {kind[1]} {kind[2]:.6g}" if wanted.attack is None else ""
-        )
+        asked += f" that the others have: {kind}" if wanted.attack is None else ""
     verb = "has" if len(lacking) == 1 else "have"
     return UserError(f"{', '.join(lacking)} {verb} no evaluation {asked}; make it with\n" + "\n".join(lines))
 
@@ -185,26 +228,34 @@ def _most_common(fitting: Sequence[Sequence[Evaluation]]) -> Evaluation | None:
 def _command(run: RunRecord, path: Path, wanted: EvaluationFilter, example: Evaluation | None) -> str:
     """The command that makes the evaluation that a run lacks."""
     attack = example.score.attack if example is not None else wanted.attack or "pgd-20"
-    own: Any = run.config.method.threat
-    norm = type(example.score.threat).__name__ if example is not None else wanted.norm or type(own).__name__
-    other_norm = norm != type(own).__name__
-    eps = example.score.threat.eps if example is not None else wanted.eps
-    if eps is None:
-        eps = parse_number(CUSTOMARY[norm]) if other_norm else own.eps
     words = ["bivallate", "evaluate", str(path), "--attack", attack]
     if attack.startswith("transfer-"):  # of the command `transfer`; the name lacks the surrogates' folders
-        words = [
-            "bivallate",
-            "transfer",
-            str(path),
-            "--attack",
-            attack.split("-from-")[0][len("transfer-") :],
-        ]
+        made_by = attack.split("-from-")[0][len("transfer-") :]
+        words = ["bivallate", "transfer", str(path), "--attack", made_by]
     words += ["--weights", wanted.weights] if wanted.weights != "best" else []
     words += ["--split", wanted.split] if wanted.split != "test" else []
-    words += ["--norm", norm.lower()] if other_norm else []
-    words += ["--eps", repr(eps)] if other_norm or eps != own.eps else []
+    words += _threat_words(run, attack, wanted, example)
     if example is not None:
         words += example.identity.options
         words += ["--seed", str(example.score.seed)] if example.score.seed else []
     return shlex.join(words) + (" --from ..." if words[1] == "transfer" else "")
+
+
+def _threat_words(
+    run: RunRecord, attack: str, wanted: EvaluationFilter, example: Evaluation | None
+) -> list[str]:
+    """The options of a command that choose the threat; of a union those threats that the run lacks."""
+    asked: Any = example.score.threat if example is not None else wanted.threat
+    own: Any = run.config.method.threat
+    if isinstance(asked, ThreatUnion):
+        known = [e for e in run.evaluations if e.weights == wanted.weights and e.split == wanted.split]
+        known = [e for e in known if example is None or e.identity.options == example.identity.options]
+        lacking = [one for one in asked.threats if not any(is_of_kind(Kind(attack, one), e) for e in known)]
+        return ["--threat", *(word for one in lacking or asked.threats for word in spelt(one))]
+    norm = type(asked).__name__ if asked is not None else wanted.norm or type(own).__name__
+    other_norm = norm != type(own).__name__
+    eps = asked.eps if asked is not None else wanted.eps
+    if eps is None:
+        eps = parse_number(CUSTOMARY[norm]) if other_norm else own.eps
+    words = ["--norm", norm.lower()] if other_norm else []
+    return words + (["--eps", repr(eps)] if other_norm or eps != own.eps else [])

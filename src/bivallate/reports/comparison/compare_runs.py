@@ -9,6 +9,8 @@ from bivallate.errors import UserError, unknown
 from bivallate.evaluation import metrics
 from bivallate.evaluation.metrics import by_key
 from bivallate.evaluation.pairs import pairs
+from bivallate.evaluation.threat_union import threat_json
+from bivallate.lower.threat import ThreatModel
 from bivallate.reports.collect import RunRecord, Runs, collect, folders
 from bivallate.reports.comparison.comparable import EvaluationFilter, choose
 from bivallate.reports.comparison.comparison_table import Comparison
@@ -29,6 +31,7 @@ def compare(
     attack: str | None = None,
     eps: str | float | None = None,
     norm: str | None = None,
+    threat: ThreatModel | Sequence[ThreatModel] = (),
     weights: str = "best",
     split: str = "test",
     over_seeds: bool = False,
@@ -45,6 +48,8 @@ def compare(
         sort: key of the column to sort by.
         ascending: sort the smallest first; default only for costs.
         attack, eps, norm: attack and threat of the evaluations, as given to `evaluate`; default as above.
+        threat: in place of eps and norm; of several, points count that withstand the attack within each. That
+            is the default where all runs were trained under the same several and have such evaluations.
         weights: best, last, ema or epoch-N.
         split: test, validation or train.
         over_seeds: make one row of the runs that differ only in their seed, with mean, standard deviation and
@@ -69,7 +74,9 @@ def compare(
     tell(f"reading {len(paths)} runs")
     records = collect(paths)
     stored = {e.score.attack for record in records for e in record.evaluations}
-    wanted = EvaluationFilter.of(weights, split, attack, norm, None if eps is None else str(eps), stored)
+    threats = tuple(threat) if isinstance(threat, Sequence) else (threat,)
+    ball = norm, None if eps is None else str(eps), threats
+    wanted = EvaluationFilter.of(weights, split, attack, *ball, stored)
     chosen = choose(records, paths, wanted)
     tell(f"comparing {chosen[0].score.attack} on {chosen[0].score.n} points")
     falling = None if ascending is None else not ascending
@@ -90,7 +97,7 @@ def _about(
     }
     return {
         "attack": score.attack,
-        "threat": {"kind": type(score.threat).__name__, "eps": score.threat.eps},
+        "threat": threat_json(score.threat),
         "weights": chosen[0].weights,
         "split": chosen[0].split,
         "n": score.n if len(prints) == 1 else None,

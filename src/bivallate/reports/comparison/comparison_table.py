@@ -43,7 +43,7 @@ class Comparison:
         a = self.about
         points = "different points" if a["n"] is None else f"{a['n']} points"
         return (
-            f"{a['attack']} at {a['threat']['kind']} eps {a['threat']['eps']:.6g}, {a['weights']} weights, "
+            f"{a['attack']} at {_threat_text(a['threat'])}, {a['weights']} weights, "
             f"{a['split']} data, {points}; sorted by {a['sort']}"
         )
 
@@ -86,6 +86,13 @@ class Comparison:
         console.print(table)
         for note in self.notes:
             console.print(note)
+
+
+def _threat_text(threat: dict[str, Any]) -> str:
+    """Norm and radius; of a union those of each threat."""
+    if "threats" in threat:
+        return "all of " + ", ".join(map(_threat_text, threat["threats"]))
+    return f"{threat['kind']} eps {threat['eps']:.6g}"
 
 
 def _in_line(cell: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bivallate.evaluation.threat_union import ThreatUnion, spelt
 from bivallate.parts import encode
 from bivallate.reports.collect import RunRecord
 from bivallate.reports.comparison.comparable import trained_for
@@ -54,6 +55,15 @@ def different(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> lis
     home = [r.label for r, e in pairs if not trained_for(r, e)]
     if home:
         notes.append(f"Trained for another threat than the one compared here: {', '.join(home)}.")
+    several = [
+        r for r, e in pairs if isinstance(r.home, ThreatUnion) and not isinstance(e.score.threat, ThreatUnion)
+    ]
+    if several:
+        names, words = ", ".join(r.label for r in several), " ".join(spelt(several[0].home))
+        notes.append(
+            f"Trained under several threats, and compared within one here: {names}; --threat {words} "
+            "compares within all of them."
+        )
     unfinished = [r.label for r in records if len(r.history) < r.config.epochs]
     if unfinished:
         notes.append(f"Not trained to the end: {', '.join(unfinished)}.")

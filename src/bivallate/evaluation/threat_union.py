@@ -1,0 +1,101 @@
+"""Threats as evaluations name them: one, or the union of several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from bivallate.errors import UserError
+from bivallate.lower.threat import Threat, ThreatModel
+from bivallate.parts import part
+
+__all__ = [
+    "SAME_RADIUS",
+    "ThreatUnion",
+    "members",
+    "radius",
+    "same_threat",
+    "spelt",
+    "threat_json",
+    "union_of",
+]
+
+SAME_RADIUS = 1e-6  # relative
+
+
+@part
+class ThreatUnion:
+    """The union of several threats: the attacker may choose the one to stay within.
+
+    It is the threat of a `Score` that joins others, see `within_all`. It is not convex and has no projection,
+    so no attack runs within it and no method trains under it.
+
+    Attributes:
+        threats: two or more.
+
+    Raises:
+        UserError: there are fewer.
+    """
+
+    threats: tuple[Threat, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.threats) < 2:
+            raise UserError(f"a union needs two or more threats, got {len(self.threats)}")
+
+
+def union_of(threats: Sequence[Any]) -> Any:
+    """The only threat, or the union of several."""
+    return threats[0] if len(threats) == 1 else ThreatUnion(tuple(threats))
+
+
+def members(threat: Any) -> tuple[Any, ...]:
+    """The threats of a union; any other threat alone."""
+    return threat.threats if isinstance(threat, ThreatUnion) else (threat,)
+
+
+def same_threat(first: Any, second: Any) -> bool:
+    """Whether two threats are equal up to rounding of the radius: 8/255 equals 0.031372549.
+
+    Unions are equal in any order.
+    """
+    ones, others = members(first), members(second)
+    return len(ones) == len(others) and all(any(_equal(a, b) for b in others) for a in ones)
+
+
+def _equal(first: ThreatModel, second: ThreatModel) -> bool:
+    return type(first) is type(second) and math.isclose(first.eps, second.eps, rel_tol=SAME_RADIUS)
+
+
+def radius(threat: Any) -> str:
+    """The norm and eps; eps in 255ths if that is a whole number and two digits do not give it exactly.
+
+    Example:
+        >>> from bivallate.lower.threat import L2, Linf
+        >>> radius(ThreatUnion((Linf(8 / 255), L2(0.5))))
+        'all of Linf 8/255, L2 0.5'
+    """
+    if isinstance(threat, ThreatUnion):
+        return f"all of {', '.join(map(radius, threat.threats))}"
+    eps, levels = threat.eps, 255 * threat.eps
+    short = float(f"{eps:.2g}") == eps or abs(levels - round(levels)) > 1e-6
+    return f"{type(threat).__name__} {f'{eps:.4g}' if short else f'{round(levels)}/255'}"
+
+
+def spelt(threat: Any) -> list[str]:
+    """The words of --threat that name a threat, or those of a union.
+
+    Example:
+        >>> from bivallate.lower.threat import L2, Linf
+        >>> spelt(ThreatUnion((Linf(0.1), L2(0.5))))
+        ['linf:0.1', 'l2:0.5']
+    """
+    return [f"{type(one).__name__.lower()}:{one.eps!r}" for one in members(threat)]
+
+
+def threat_json(threat: Any) -> dict[str, Any]:
+    """A threat as plain data."""
+    if isinstance(threat, ThreatUnion):
+        return {"kind": "ThreatUnion", "threats": [threat_json(one) for one in threat.threats]}
+    return {"kind": type(threat).__name__, "eps": threat.eps}
