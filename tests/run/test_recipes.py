@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bivallate import Linf, methods
+from bivallate import L1, L2, Linf, methods
 from bivallate.cli import run
 from bivallate.lower.stop import FOSCBelow
 from bivallate.methods.entries import create
@@ -76,6 +76,8 @@ PAPERS = {
     ("elle", "cifar10"): (30, 5e-4, "preact-resnet18", 0.1, "train", False, None),
     ("fgsm-pgi", "cifar10"): (110, 5e-4, "resnet18", 0.1, "train", True, {0: 0.1, 100: 0.01, 105: 1e-3}),
     ("liet", "cifar10"): (100, 5e-4, "resnet18", 0.1, "train", False, None),
+    ("e-at", "cifar10"): (3, 5e-4, "preact-resnet18", 0.1, "eval", False, {0: 0.01, 1: 1e-3, 2: 1e-4}),
+    ("msd", "cifar10"): (50, 5e-4, "preact-resnet18", 0.1, "eval", True, None),
     ("hat", "cifar10"): (100, 5e-4, "resnet18", 0.1, "eval", False, None),
     ("lbgat", "cifar10"): (100, 2e-4, "wrn-34-10", 0.1, "eval", False, {0: 0.1, 75: 0.01, 90: 1e-3}),
     ("ikl", "cifar10"): (200, 5e-4, "wrn-34-10", 0.1, "eval", False, None),
@@ -237,6 +239,16 @@ def test_trades_attacks_as_in_its_public_code_unless_the_user_says_how():
     assert attack("mnist", steps=10) == attack("mnist", step_size=0.25) == (10, 0.25)
     assert attack(method="at") == attack("mnist", "at") == (10, 0.25)
     assert resolve("dynamic", "trades").method == methods.trades(THREAT)
+
+
+def test_several_threats_are_the_papers_on_cifar10_alone_unless_the_user_names_them():
+    assert resolve("e-at").method.threats == (THREAT, L1(12.0))
+    assert resolve("msd").method.threats == (THREAT, L2(0.5), L1(12.0))
+    assert resolve("msd", "max-at").method.threats == (THREAT, L2(0.5), L1(12.0))
+    assert resolve("msd", others=(L2(0.3),)).method.threats == (THREAT, L2(0.3))
+    assert resolve("e-at", data="mnist").method.threats == (THREAT,)
+    assert recipe_for("e-at", create("e-at", L2(0.5)), "cifar10").method.threats == (L2(0.5),)
+    assert resolve("msd", "at").method == methods.at(THREAT)
 
 
 def test_mart_has_another_beta_with_a_wide_network():

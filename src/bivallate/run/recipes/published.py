@@ -27,7 +27,7 @@ from bivallate.run.config import Config
 from bivallate.run.defaults import defaults
 from bivallate.run.optim import SGD, AdamW
 from bivallate.run.rates import Cosine, MultiStep, Triangle
-from bivallate.run.recipes import baselines, class_wise, imagenet, one_step
+from bivallate.run.recipes import baselines, class_wise, imagenet, one_step, several_norms
 from bivallate.run.recipes.task import Task
 from bivallate.upper.loss import Mart
 from bivallate.weighting.base import After
@@ -227,7 +227,7 @@ class Recipe:
         return inspect.getdoc(self.make) or ""
 
 
-BY_METHOD = baselines.BY_METHOD | class_wise.BY_METHOD | one_step.BY_METHOD
+BY_METHOD = baselines.BY_METHOD | class_wise.BY_METHOD | one_step.BY_METHOD | several_norms.BY_METHOD
 RECIPES: dict[str, Recipe] = {
     "fast": Recipe(fast, "fast-bat"),
     "imagenet": Recipe(imagenet.imagenet, "fast-bat"),
