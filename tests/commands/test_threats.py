@@ -108,6 +108,30 @@ def test_what_a_comparison_lacks_is_said_with_its_command(trained: Path, plain: 
     assert run(["compare", str(trained), str(plain), "--attack", "fgsm", *threats]) == 0
 
 
+def test_python_evaluates_within_all_threats_of_a_run_or_of_a_call(trained: Path) -> None:
+    score = bv.evaluate(trained, attack="pgd-3")
+    each = [verdicts(trained, name) for name in ("linf-0.1", "l2-0.4", "l1-1")]
+    assert score.robust.tolist() == [all(point) for point in zip(*each, strict=True)]
+    assert score.identity is not None
+    assert score.identity.weights == "best"
+    before = sorted(trained.glob("evaluation/*"))
+    one = bv.evaluate(trained, attack="pgd-3", threat=bv.L2(0.4))
+    assert one.robust.tolist() == each[1]
+    assert bv.evaluate(trained, attack="clean").robust.tolist() == one.clean.tolist()
+    model, data = bv.load(trained), bv.data.load("digits")
+    threats = [bv.L2(0.4), bv.L1(1.0)]
+    both = bv.evaluate(model, data.test, threats, "pgd-3")
+    assert both.robust.tolist() == [a and b for a, b in zip(*each[1:], strict=True)]
+    again = bv.evaluate(trained, data.test, both.threat, "pgd-3", batch_size=len(both.y))
+    assert again.robust.tolist() == both.robust.tolist()
+    new = set(trained.glob("evaluation/*")) - set(before)
+    assert {file.name for file in new} <= {"best-linf-0.1-clean-seed0.json"}
+    with pytest.raises(bv.UserError, match="one twice"):
+        bv.evaluate(model, data.test, [bv.L2(0.4), bv.L2(0.4)])
+    with pytest.raises(bv.UserError, match="within one threat"):
+        bv.evaluate(model, data.test, threats, "pgd-3", resume=trained / "unfinished")
+
+
 def test_a_report_shows_what_withstands_all(trained: Path, tmp_path: Path, capsys) -> None:
     assert run(["evaluate", str(trained), "--attack", "pgd-3", "--quiet"]) == 0
     report = ["report", str(trained), "--out", str(tmp_path / "report.md")]

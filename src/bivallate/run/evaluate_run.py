@@ -5,15 +5,19 @@ The command is `commands/evaluate.py`; for a run both call `EvaluationTarget.eva
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bivallate.errors import UserError, check_options
-from bivallate.evaluation import Attack, Score, Stage, attack_and_score, attack_named
+from bivallate.errors import UserError, check_options, listed
+from bivallate.evaluation import Attack, Score, Stage, attack_and_score, attack_named, within_all
 from bivallate.evaluation.evaluation_options import EvaluationOptions
 from bivallate.evaluation.progress_display import progress_callback
+from bivallate.evaluation.threat_union import members, same_threat
 from bivallate.lower.threat import ThreatModel
 from bivallate.renamed import renamed_arguments
 from bivallate.run.evaluation_target import EvaluationTarget, ProgressCallback
@@ -26,7 +30,7 @@ __all__ = ["evaluate", "folder_or_model"]
 def evaluate(
     model: Any,
     data: Any = None,
-    threat: ThreatModel | None = None,
+    threat: ThreatModel | Sequence[ThreatModel] | None = None,
     attack: Any = "pgd-20",
     *,
     weights: str = "best",
@@ -49,7 +53,8 @@ def evaluate(
             score is saved in RUN/evaluation, as `bivallate evaluate` does.
         data: a split, or a pair (x, y) of tensors (n, C, H, W) and (n,); for a run also the name of a data
             set.
-        threat: the set of perturbations, such as bv.Linf(8/255).
+        threat: the set of perturbations, such as bv.Linf(8/255), or several: each is attacked, and robust are
+            the points that withstand all. The default of a run is every threat that it was trained under.
         attack: a name (see `bivallate attacks`), an `Attack` or a stage of one.
         weights: for a run: best, last, ema or epoch-N.
         split: for a run: test, validation or train.
@@ -65,7 +70,8 @@ def evaluate(
             `bivallate.evaluation.attack_and_score`.
 
     Returns:
-        The score: accuracies as fractions in [0, 1], and one verdict for each point.
+        The score: accuracies as fractions in [0, 1], and one verdict for each point. Of several threats it is
+        the joined one (see `bivallate.evaluation.within_all`), and each threat's own is saved.
 
     Raises:
         UserError: an argument is wrong, or the run, the data or the weights do not exist.
@@ -78,27 +84,29 @@ def evaluate(
         True
     """
     check_options("evaluate", options, attack_and_score)
-    model = folder_or_model(model)
+    model, given = folder_or_model(model), _threats(threat)
     subset: dict[str, Any] = {"n": n, "first": first, "seed": seed}
     reading = {"weights": weights, "split": split, "data_dir": data_dir, "model": factory}
     with progress_callback(progress) as show:
         if isinstance(model, str | Path):
             attack_named(attack)  # first, so that a misspelt attack is reported before the model is loaded
             named = str(data) if isinstance(data, str | Path) else None
-            place = device or "auto"
-            target = EvaluationTarget.of(model, threat=threat, data=named, device=place, **reading)
+            own = given[0] if given else None
+            target = EvaluationTarget.of(model, threat=own, data=named, device=device or "auto", **reading)
+            given = given or target.threats
             if data is None or named is not None:
-                return _score_of_run(target, attack, store, show, subset | options)
+                return _score_of_run(target, given, attack, store, show, subset | options)
             # tensors cannot be named in a stored evaluation: not stored
-            model, threat, device = target.model, target.threat, None
-        if data is None or threat is None:
+            model, device = target.model, None
+        if data is None or not given:
             raise UserError(
                 "say what to evaluate on: bv.evaluate(model, data.test, bv.Linf(8/255)); only the folder of "
                 'a run, bv.evaluate("runs/x"), knows its own data and threat'
             )
-        return attack_and_score(
-            model, data, threat, attack, device=device, progress=show, **subset, **options
-        )
+        if len(given) > 1 and options.get("resume") is not None:
+            raise UserError("resume keeps verdicts within one threat: evaluate each, and join by within_all")
+        settings = {"device": device, "progress": show, **subset, **options}
+        return _joined(lambda each: attack_and_score(model, data, each, attack, **settings), given, attack)
 
 
 def folder_or_model(model: Any) -> Any:
@@ -106,18 +114,45 @@ def folder_or_model(model: Any) -> Any:
     return (model.path or model.model) if isinstance(model, Run) else model
 
 
+def _threats(threat: Any) -> tuple[ThreatModel, ...]:
+    """The threats that the user gave: none, one or several, also as the union that a score has.
+
+    Raises UserError for one that is given twice.
+    """
+    if threat is None:
+        return ()
+    found = tuple(threat) if isinstance(threat, Sequence) else members(threat)
+    if any(same_threat(a, b) for a, b in combinations(found, 2)):
+        raise UserError(f"threat names one twice: {listed(map(repr, found))}")
+    return found
+
+
+def _joined(
+    score: Callable[[ThreatModel], Score], threats: Sequence[ThreatModel], attack: str | Attack | Stage
+) -> Score:
+    """The score within the only threat, or what withstands all; no attack needs no threat."""
+    parts = [score(each) for each in (threats if attack_named(attack).stages else threats[:1])]
+    return parts[0] if len(parts) == 1 else within_all(parts)
+
+
 def _score_of_run(
     target: EvaluationTarget,
+    threats: Sequence[ThreatModel],
     attack: str | Attack | Stage,
     store: bool,
     progress: ProgressCallback | None,
     options: dict[str, Any],
 ) -> Score:
-    """Score a run on data that have a name, and store the score in its folder if `store` says so."""
+    """Score a run on data that have a name, and store the scores in its folder if `store` says so."""
     if options.pop("resume", None) is not None:
         raise UserError("a run keeps its unfinished verdicts in its own folder: leave resume out")
-    settings, file = EvaluationOptions(**options), None
-    parsed = attack_named(attack, target.threat)
-    if store and isinstance(attack, str):  # a user's own attack may have the name of a built-in one
-        file = target.file(parsed, settings)
-    return target.evaluate(parsed, settings, file=file, findings=target.preflight(), progress=progress)
+    settings, findings = EvaluationOptions(**options), target.preflight()
+
+    def score(threat: ThreatModel) -> Score:
+        within, file = replace(target, threat=threat), None
+        parsed = attack_named(attack, threat)
+        if store and isinstance(attack, str):  # a user's own attack may have the name of a built-in one
+            file = within.file(parsed, settings)
+        return within.evaluate(parsed, settings, file=file, findings=findings, progress=progress)
+
+    return _joined(score, threats, attack)
