@@ -167,6 +167,8 @@ REFUSED = {
     "evaluate RUN --threat l2:0.5 --eps 0.1": "leave out --eps and --norm",
     "evaluate RUN --threat l7:0.5": "unknown norm 'l7'",
     "evaluate RUN --threat l2:much": "--threat must be a number",
+    "evaluate RUN --attack fgsm ddn": "ddn searches the smallest L2 norm, got Linf",
+    "evaluate RUN --attack fgsm deepfool-5": "deepfool is of Linf and L2, got L1",
     "compare RUN --threat l2:0.4 --eps 0.4": "leave out --eps and --norm",
     "compare RUN --threat l2:0.4 l2:0.4": "--threat names a threat twice",
     "train max-at --data digits": "--set others=l2:0.5,l1:12",
@@ -182,7 +184,9 @@ def test_mistakes_are_one_line(typed: str, trained: Path, tmp_path: Path, capsys
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     assert run(typed.replace("RUN", str(trained)).split()) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
+    printed, told = capsys.readouterr()
+    assert "robust" not in printed, "refused before anything was attacked"
+    said = told.splitlines()[-1]
     assert re.search(REFUSED[typed], said), said
 
 

@@ -271,7 +271,8 @@ def attack_named(attack: str | Attack | Stage, threat: ThreatModel | None = None
             another one in L1.
 
     Raises:
-        UserError: for an unknown name, with the nearest one, and for counts of zero.
+        UserError: for an unknown name, with the nearest one, for counts of zero, and for an attack that the
+            threat does not have.
     """
     if isinstance(attack, Attack):
         return attack
@@ -290,4 +291,8 @@ def attack_named(attack: str | Attack | Stage, threat: ThreatModel | None = None
     if len(numbers) > len(parameters) or (written.startswith(f"{name}-N") and not numbers):
         raise UserError(f"attack {attack!r} must be written {written}")
     at_least_one(f"attack {attack!r}", **dict(zip(parameters, numbers, strict=False)))
-    return recipe(*numbers)
+    made = recipe(*numbers)
+    for stage in made.stages:
+        if threat is not None and isinstance(stage, Search):
+            stage.solver.check_threat(threat)
+    return made

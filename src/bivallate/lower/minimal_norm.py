@@ -13,7 +13,7 @@ from bivallate.lower.fab import NearestPlane
 from bivallate.lower.l1 import onto
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Solver
-from bivallate.lower.threat import L1, L2, TINY, Linf, dual_norm
+from bivallate.lower.threat import L1, L2, TINY, Linf, ThreatModel, dual_norm
 from bivallate.parts import part
 from bivallate.types import Solution, per_example
 
@@ -75,10 +75,10 @@ def _annealed(step: int, steps: int, first: float, last: float) -> float:
     return last + (first - last) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-def _l2_only(name: str, problem: LowerProblem) -> None:
-    if not isinstance(problem.threat, L2):
-        kind = type(problem.threat).__name__
-        other = "fmn" if isinstance(problem.threat, L1) else "fmn or deepfool"
+def _l2_only(name: str, threat: ThreatModel) -> None:
+    if not isinstance(threat, L2):
+        kind = type(threat).__name__
+        other = "fmn" if isinstance(threat, L1) else "fmn or deepfool"
         raise UserError(f"{name} searches the smallest L2 norm, got {kind}; use --norm l2, or {other}")
 
 
@@ -167,9 +167,13 @@ class DDN(Solver):
     radius: float = 1.0
     gamma: float = 0.05
 
+    def check_threat(self, threat: ThreatModel) -> None:
+        """Raise UserError unless it is L2."""
+        _l2_only("ddn", threat)
+
     def solve(self, problem: LowerProblem) -> Solution:
         """Solution of the lower problem; see the class. Raises UserError unless the threat is L2."""
-        _l2_only("ddn", problem)
+        self.check_threat(problem.threat)
         x, threat = problem.x, problem.threat
         delta, found = torch.zeros_like(x), _Nearest.none(problem)
         farthest = threat.size(torch.maximum(x, 1 - x))
@@ -208,11 +212,15 @@ class DeepFool(Solver):
     steps: int = 50
     overshoot: float = 0.02
 
+    def check_threat(self, threat: ThreatModel) -> None:
+        """Raise UserError for L1."""
+        if isinstance(threat, L1):
+            raise UserError("deepfool is of Linf and L2, got L1; use fab or fmn")
+
     def solve(self, problem: LowerProblem) -> Solution:
         """Solution of the lower problem; see the class."""
+        self.check_threat(problem.threat)
         linf, plane = isinstance(problem.threat, Linf), NearestPlane()
-        if isinstance(problem.threat, L1):
-            raise UserError("deepfool is of Linf and L2, got L1; use fab or fmn")
         total, found = torch.zeros_like(problem.x), _Nearest.none(problem)
         delta = total
         for i in range(self.steps):
@@ -254,9 +262,13 @@ class CWL2(Solver):
     first: float = 1e-2
     rate: float = 1e-2
 
+    def check_threat(self, threat: ThreatModel) -> None:
+        """Raise UserError unless it is L2."""
+        _l2_only("cw-l2", threat)
+
     def solve(self, problem: LowerProblem) -> Solution:
         """Solution of the lower problem; see the class. Raises UserError unless the threat is L2."""
-        _l2_only("cw-l2", problem)
+        self.check_threat(problem.threat)
         found = _Nearest.none(problem)
         c = torch.full_like(found.size, self.first)
         low, high = torch.zeros_like(c), torch.full_like(c, math.inf)

@@ -54,6 +54,9 @@ class Solver(Role, ABC):
         """All that it attacks within, the method's first; held-out data are attacked within each."""
         return (threat,)
 
+    def check_threat(self, threat: ThreatModel) -> None:
+        """Raise UserError if it cannot attack within this threat; by default it can within any."""
+
     def keeps_start(self) -> bool:
         """Whether it keeps the point of its first gradient in its solution (`Solution.start`)."""
         return False
