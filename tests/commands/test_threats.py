@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,9 @@ def test_runs_are_compared_by_what_withstands_all(trained: Path, plain: Path, tm
     assert run(["compare", "--attack", "pgd-3", str(trained), "--norm", "l2"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert text.startswith("pgd-3 at L2 eps 0.4")
-    assert "within one here: run; --threat linf:0.1 l2:0.4 l1:1.0 compares within all of them." in text
+    assert (
+        "under more threats than compared here: run; --threat linf:0.1 l2:0.4 l1:1.0 compares within" in text
+    )
 
 
 def test_what_a_comparison_lacks_is_said_with_its_command(trained: Path, plain: Path, capsys) -> None:
@@ -106,6 +109,64 @@ def test_what_a_comparison_lacks_is_said_with_its_command(trained: Path, plain: 
     assert command == f"bivallate evaluate {plain} --attack fgsm --threat linf:0.1 l1:1.0 --first 30"
     assert run([*command.split()[1:], "--quiet"]) == 0
     assert run(["compare", str(trained), str(plain), "--attack", "fgsm", *threats]) == 0
+
+
+@pytest.fixture
+def seeds(trained: Path, tmp_path: Path) -> list[Path]:
+    """Two copies of the run: pgd-3 within all threats, and fgsm, which is stronger here, within Linf."""
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for folder in runs:
+        shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("evaluation"))
+        for threats in (["pgd-3"], ["fgsm", "--eps", "0.1"]):
+            assert run(["evaluate", str(folder), "--quiet", "--attack", *threats]) == 0
+    return runs
+
+
+def test_what_withstands_all_leads_even_if_one_threat_has_a_stronger_attack(
+    seeds: list[Path], capsys
+) -> None:
+    capsys.readouterr()
+    assert run(["compare", *map(str, seeds), "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    both = "pgd-3", "fgsm + pgd-3"
+    assert made["attack"] == both[1], "the strongest within each threat"
+    score = bv.evaluate(seeds[0], attack="pgd-3", store=False)
+    assert made["rows"][0]["robust_accuracy"] < score.robust_accuracy
+    assert run(["compare", *map(str, seeds), "--json", "--attack", "pgd-3"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["attack"], len(made["threat"]["threats"])) == (both[0], 3)
+    assert made["rows"][0]["robust_accuracy"] == score.robust_accuracy
+    assert made["rows"][0]["strongest"]["attack"] == both[1], "a stronger one is shown beside it"
+
+
+def test_a_report_never_says_more_than_its_strongest_evidence(seeds: list[Path]) -> None:
+    fgsm = bv.Score.load(seeds[0] / "evaluation" / "best-linf-0.1-fgsm-seed0.json")
+    pgd = bv.Score.load(seeds[0] / "evaluation" / "best-linf-0.1-pgd-3-seed0.json")
+    assert fgsm.robust_accuracy < pgd.robust_accuracy
+    out = seeds[0].parent / "report.md"
+    assert run(["report", str(seeds[0]), "--out", str(out)]) == 0
+    (row,) = [line for line in out.read_text().splitlines() if line.startswith("| a | e-at | digits")]
+    assert "| fgsm + pgd-3 (best) |" in row
+    for file in (seeds[1] / "evaluation").glob("*l1*"):
+        file.unlink()
+    assert run(["report", *map(str, seeds), "--out", str(out)]) == 0
+    assert "b has not been attacked with the same weights and points within each threat" in out.read_text()
+
+
+def test_reports_and_comparisons_tell_runs_of_other_threats_apart(
+    seeds: list[Path], plain: Path, capsys
+) -> None:
+    assert run(["evaluate", str(plain), "--quiet", "--attack", "fgsm"]) == 0
+    out = seeds[0].parent / "report.md"
+    capsys.readouterr()
+    assert run(["report", str(seeds[0]), str(plain), "--out", str(out)]) == 0
+    assert (
+        "within different threats and cannot be compared: a: all of Linf 0.1, L2 0.4, L1 1" in out.read_text()
+    )
+    assert run(["compare", *map(str, seeds), "--threat", "linf:0.1", "l2:0.4", "--attack", "pgd-3"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Trained for another threat" not in text
+    assert "Trained under more threats than compared here: a, b; --threat linf:0.1 l2:0.4 l1:1.0" in text
 
 
 def test_python_evaluates_within_all_threats_of_a_run_or_of_a_call(trained: Path) -> None:
@@ -126,7 +187,7 @@ def test_python_evaluates_within_all_threats_of_a_run_or_of_a_call(trained: Path
     assert again.robust.tolist() == both.robust.tolist()
     new = set(trained.glob("evaluation/*")) - set(before)
     assert {file.name for file in new} <= {"best-linf-0.1-clean-seed0.json"}
-    with pytest.raises(bv.UserError, match="one twice"):
+    with pytest.raises(bv.UserError, match="twice"):
         bv.evaluate(model, data.test, [bv.L2(0.4), bv.L2(0.4)])
     with pytest.raises(bv.UserError, match="within one threat"):
         bv.evaluate(model, data.test, threats, "pgd-3", resume=trained / "unfinished")
@@ -171,6 +232,9 @@ REFUSED = {
     "evaluate RUN --attack fgsm deepfool-5": "deepfool is of Linf and L2, got L1",
     "compare RUN --threat l2:0.4 --eps 0.4": "leave out --eps and --norm",
     "compare RUN --threat l2:0.4 l2:0.4": "--threat names a threat twice",
+    "evaluate RUN --threat l2:0.4 l2:0.40000000001": "--threat names a threat twice",
+    "compare RUN --threat l2:0.4 l1:1 --attack clean": "clean is no attack",
+    "compare --threat l2:0.4 l1:1 RUNS": "got 'RUNS', which is no run's folder either",
     "train max-at --data digits": "--set others=l2:0.5,l1:12",
     "train msd --data digits --dry-run": "--set others=l2:0.5,l1:12",
     "train e-at --data digits --set others=linf:0.1 --dry-run": "a norm each",
@@ -183,7 +247,7 @@ REFUSED = {
 def test_mistakes_are_one_line(typed: str, trained: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
-    assert run(typed.replace("RUN", str(trained)).split()) == 2
+    assert run(re.sub(r"\bRUN\b", str(trained), typed).split()) == 2
     printed, told = capsys.readouterr()
     assert "robust" not in printed, "refused before anything was attacked"
     said = told.splitlines()[-1]

@@ -64,11 +64,11 @@ def test_a_joined_score_is_kept_like_any_other(scores: list[Score], tmp_path) ->
 
 
 def test_scores_that_do_not_belong_together_are_refused(scores: list[Score]) -> None:
-    first, second, _ = scores
+    first, second, third = scores
     for wrong, said in (
         ([first], "two or more"),
-        ([first, first], "each evaluation needs another threat"),
-        ([first, replace(second, attack="fgsm")], "one attack, got two, fgsm"),
+        ([first, first], "names a threat twice: Linf 0.03, Linf 0.03"),
+        ([within_all([first, second]), third], "a union holds threats"),
         ([first, replace(second, model_fingerprint="other")], "one model"),
         ([first, replace(second, data_fingerprint="other")], "one data"),
         ([first, replace(second, index=second.index.flip(0))], "same points in the same order"),
@@ -79,9 +79,20 @@ def test_scores_that_do_not_belong_together_are_refused(scores: list[Score]) -> 
         rank(within_all(scores), first)
 
 
+def test_different_attacks_are_joined_under_both_names_and_their_warnings_say_the_threat(scores) -> None:
+    first, second, third = scores
+    noted = [replace(first, warnings=("same", "own")), replace(second, attack="fgsm", warnings=("same",))]
+    joined = within_all([*noted, replace(third, warnings=("same",))])
+    assert joined.attack == joined.detail.name == "two + fgsm"
+    assert joined.warnings == ("same", "Linf 0.03: own")
+    assert torch.equal(joined.robust, within_all(scores).robust)
+
+
 def test_unions_are_no_threats_to_train_or_attack_under() -> None:
     with pytest.raises(UserError, match="two or more"):
         ThreatUnion((bv.Linf(0.1),))
+    with pytest.raises(UserError, match="twice"):
+        ThreatUnion((bv.Linf(0.1), bv.L2(0.5), bv.Linf(0.1 + 1e-9)))
     with pytest.raises(UserError):
         bv.methods.at(ThreatUnion(THREATS))  # pyright: ignore[reportArgumentType]
 

@@ -48,8 +48,8 @@ def compare(
         linf, l2 or l1. [default: likewise]
     threat
         in place of --norm and --eps, a norm and a radius, or several: linf:8/255 l2:0.5. Of several, the
-        points count that withstand the attack within each. [default: likewise; where all runs were trained
-        under the same several threats, all of these]
+        points count that withstand the attacks within each. [default: likewise; where all runs were trained
+        under the same several threats and evaluated within each, all of these]
     weights
         best, last, ema or epoch-N.
     over_seeds

@@ -104,7 +104,7 @@ def evaluate_runs(
     json
         print the result as JSON instead of a table; several results as a list.
     """
-    from bivallate.evaluation import EvaluationOptions, attack_named
+    from bivallate.evaluation import EvaluationOptions
     from bivallate.run.evaluation_target import EvaluationTarget
 
     folders, attacks, texts = _split_runs(runs, attack, threat)
@@ -120,12 +120,8 @@ def evaluate_runs(
         else:
             reading = {"data": data, "by_position": by_position, "split": split, **source.reading}
             target = EvaluationTarget.of(run, threat=ball.of, device=device, **reading)
-        within = threats or target.threats
-        for name in attacks:  # an attack that a threat does not have is told before the others are made
-            _ = [attack_named(name, each) for each in within]
         findings = _preflight_of(target, preflight, quiet)
-        for name in attacks:
-            task.evaluate_within(name, within, target, findings, run, foreign=foreign)
+        task.evaluate_all(attacks, threats or target.threats, target, findings, run, foreign=foreign)
     task.end()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,28 @@ class EvaluationTask:
     results: list[dict[str, Any]] = field(default_factory=list)
     faults: list[UserError] = field(default_factory=list)
 
-    def evaluate_within(
+    def evaluate_all(
+        self,
+        names: Sequence[str],
+        threats: Sequence[ThreatModel],
+        target: EvaluationTarget,
+        findings: Preflight | None,
+        run: Path,
+        *,
+        foreign: bool,
+    ) -> None:
+        """Run each of these attacks within each threat, see `_evaluate_within`.
+
+        Raises UserError, before any of them, for an attack that one of the threats does not have.
+        """
+        from bivallate.evaluation import attack_named
+
+        for name, threat in product(names, threats):
+            attack_named(name, threat)
+        for name in names:
+            self._evaluate_within(name, threats, target, findings, run, foreign=foreign)
+
+    def _evaluate_within(
         self,
         name: str,
         threats: Sequence[ThreatModel],

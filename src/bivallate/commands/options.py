@@ -216,13 +216,17 @@ def threats_of(texts: Sequence[str], *, beside: bool = False) -> tuple[Threat, .
 
     Raises UserError then, for one that cannot be read, and for one that is named twice.
     """
+    from bivallate.evaluation.threat_union import check_different
     from bivallate.lower.threat import Linf
 
     if texts and beside:
         raise UserError("--threat names norms and radii; leave out --eps and --norm")
+    for text in texts:
+        if ":" not in text:
+            wanted = "a norm and a radius, such as l2:0.5"
+            raise UserError(f"--threat must be {wanted}, got {text!r}, which is no run's folder either")
     found = tuple(Linf.from_text(text, "--threat") for text in texts)
-    if len(set(found)) < len(found):
-        raise UserError(f"--threat names a threat twice: {' '.join(texts)}")
+    check_different(found, "--threat")
     return found
 
 

@@ -11,27 +11,27 @@ from bivallate.errors import UserError, listed
 from bivallate.evaluation.named_attacks import Attack
 from bivallate.evaluation.point_columns import CLEAN, ROBUST
 from bivallate.evaluation.score import Score
-from bivallate.evaluation.threat_union import radius, same_threat, union_of
+from bivallate.evaluation.threat_union import radius, union_of
 
 __all__ = ["within_all"]
 
 
 def within_all(scores: Sequence[Score]) -> Score:
-    """Join evaluations of one model and attack within several threats into that of their union.
+    """Join evaluations of one model within several threats into that of their union.
 
-    A point is robust if it withstands the attack within every threat (R_max of Tramer and Boneh, NeurIPS
+    A point is robust if it withstands the attacks within every threat (R_max of Tramer and Boneh, NeurIPS
     2019). The stages follow each other in the order of the scores; prediction and margin of a point are
     those of the threat that misclassifies it most clearly, else of the lowest margin. Cost and time are sums.
 
     Args:
-        scores: one for each threat, of the same model, attack and points.
+        scores: one for each threat, of the same model and points; by one attack, or by others.
 
     Returns:
         A score like any other: it has the worst class and the intervals, can be saved, ranked and compared.
         Its `more` is empty.
 
     Raises:
-        UserError: fewer than two scores, two of one threat, or they differ in model, attack or points.
+        UserError: fewer than two scores, two of one threat, or they differ in model or points.
 
     Example:
         >>> import bivallate as bv
@@ -41,7 +41,7 @@ def within_all(scores: Sequence[Score]) -> Score:
         ...     return within_all([bv.evaluate(model, data, each, "autoattack") for each in threats])
     """
     _check(scores)
-    first = scores[0]
+    first, name = scores[0], " + ".join(dict.fromkeys(score.attack for score in scores))
     broken = torch.stack([score.broken_at for score in scores])  # (threats, n)
     before = [sum(len(s.stage_names) for s in scores[:k]) for k in range(len(scores))]
     places = torch.where(broken > CLEAN, broken + torch.tensor(before)[:, None], broken)
@@ -52,7 +52,8 @@ def within_all(scores: Sequence[Score]) -> Score:
     worst = margins.masked_fill(withstood, torch.inf).argmin(0)[None]
     return replace(
         first,
-        detail=Attack(first.attack, tuple(stage for score in scores for stage in score.detail.stages)),
+        attack=name,
+        detail=Attack(name, tuple(stage for score in scores for stage in score.detail.stages)),
         threat=union_of([score.threat for score in scores]),
         predicted=torch.stack([score.predicted for score in scores]).gather(0, worst)[0],
         margin=margins.gather(0, worst)[0],
@@ -60,7 +61,7 @@ def within_all(scores: Sequence[Score]) -> Score:
         stage_names=tuple(name for score in scores for name in _stages(score)),
         passes={key: sum(score.passes.get(key, 0.0) for score in scores) for key in first.passes},
         seconds=sum(score.seconds for score in scores),
-        warnings=tuple(dict.fromkeys(warning for score in scores for warning in score.warnings)),
+        warnings=tuple(dict.fromkeys(warning for score in scores for warning in _warnings(score, scores))),
         search_precision=next((p for s in scores if (p := s.search_precision) != "float32"), "float32"),
         more={},
     )
@@ -71,11 +72,8 @@ def _check(scores: Sequence[Score]) -> None:
     if len(scores) < 2:
         raise UserError(f"several threats need two or more evaluations, got {len(scores)}")
     first = scores[0]
-    if any(same_threat(a.threat, b.threat) for k, a in enumerate(scores) for b in scores[:k]):
-        raise UserError(
-            f"each evaluation needs another threat, got {listed(radius(s.threat) for s in scores)}"
-        )
-    for what, of in (("attack", "attack"), ("model", "model_fingerprint"), ("data", "data_fingerprint")):
+    union_of([score.threat for score in scores])  # raises for a threat that is there twice
+    for what, of in (("model", "model_fingerprint"), ("data", "data_fingerprint")):
         found = list(dict.fromkeys(getattr(score, of) for score in scores))
         if len(found) > 1:
             raise UserError(f"evaluations within several threats need one {what}, got {listed(found)}")
@@ -85,3 +83,9 @@ def _check(scores: Sequence[Score]) -> None:
 
 def _stages(score: Score) -> list[str]:
     return [f"{name}, {radius(score.threat)}" for name in score.stage_names]
+
+
+def _warnings(score: Score, others: Sequence[Score]) -> list[str]:
+    """The warnings of a score; those that the others do not share say its threat."""
+    shared = set.intersection(*(set(other.warnings) for other in others))
+    return [w if w in shared else f"{radius(score.threat)}: {w}" for w in score.warnings]

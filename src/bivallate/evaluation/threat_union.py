@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 from bivallate.errors import UserError
@@ -13,6 +14,8 @@ from bivallate.parts import part
 __all__ = [
     "SAME_RADIUS",
     "ThreatUnion",
+    "check_different",
+    "listed_radii",
     "members",
     "radius",
     "same_threat",
@@ -35,7 +38,7 @@ class ThreatUnion:
         threats: two or more.
 
     Raises:
-        UserError: there are fewer.
+        UserError: there are fewer, one is there twice, or is a union itself.
     """
 
     threats: tuple[Threat, ...]
@@ -43,6 +46,20 @@ class ThreatUnion:
     def __post_init__(self) -> None:
         if len(self.threats) < 2:
             raise UserError(f"a union needs two or more threats, got {len(self.threats)}")
+        if any(isinstance(one, ThreatUnion) for one in self.threats):
+            raise UserError("a union holds threats, not unions of them; name them side by side")
+        check_different(self.threats, "a union")
+
+
+def check_different(threats: Sequence[Any], what: str) -> None:
+    """Raise UserError if a threat is there twice, up to rounding; `what` holds them."""
+    if any(_equal(a, b) for a, b in combinations(threats, 2)):
+        raise UserError(f"{what} names a threat twice: {listed_radii(threats)}")
+
+
+def listed_radii(threats: Sequence[Any]) -> str:
+    """Norms and radii, with commas between."""
+    return ", ".join(map(radius, threats))
 
 
 def union_of(threats: Sequence[Any]) -> Any:
@@ -77,7 +94,7 @@ def radius(threat: Any) -> str:
         'all of Linf 8/255, L2 0.5'
     """
     if isinstance(threat, ThreatUnion):
-        return f"all of {', '.join(map(radius, threat.threats))}"
+        return f"all of {listed_radii(threat.threats)}"
     eps, levels = threat.eps, 255 * threat.eps
     short = float(f"{eps:.2g}") == eps or abs(levels - round(levels)) > 1e-6
     return f"{type(threat).__name__} {f'{eps:.4g}' if short else f'{round(levels)}/255'}"

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from bivallate import quoting
 from bivallate.errors import UserError
+from bivallate.evaluation.threat_union import ThreatUnion, radius
 from bivallate.files import write_text
 from bivallate.reports import evidence_tables, tables
 from bivallate.reports.collect import RunRecord, Runs, collect, folders
@@ -141,13 +142,20 @@ def _warnings(runs: Sequence[RunRecord]) -> list[str]:
             own = run.config.model.name
             network = ["--model", own] if ":" in own and not own.startswith("timm:") else []
             cure = quoting.command("evaluate", run.path, *network, "--attack", "autoattack")
-            notes.append(f"{run.label} has not been attacked at its training threat: {cure}")
+            where = "at its training threat"
+            if isinstance(run.home, ThreatUnion):
+                where = "with the same weights and points within each threat of its training"
+            notes.append(f"{run.label} has not been attacked {where}: {cure}")
         notes += run.left_out
         notes += [f"{run.label}, {e.score.attack}: {STALE}." for e in run.evaluations if e.stale]
         notes += [
             f"{run.label}, {e.score.attack}: {w}" for e in run.evaluations for w in run.warnings(e.score)
         ]
     notes += other_data(runs) if len(runs) > 1 else []
+    within = {run.label: radius(run.strongest.score.threat) for run in runs if run.strongest is not None}
+    if len(set(within.values())) > 1:
+        each = "; ".join(f"{label}: {threat}" for label, threat in within.items())
+        notes.append(f"The robust accuracies are within different threats and cannot be compared: {each}.")
     attacks = {run.strongest.score.attack for run in runs if run.strongest is not None}
     if len(attacks) > 1:
         notes.append(

@@ -60,6 +60,11 @@ class Evaluation:
     parts: tuple[Evaluation, ...] = ()
 
     @property
+    def mixed(self) -> bool:
+        """Whether it joins several attacks."""
+        return len({part.score.attack for part in self.parts}) > 1
+
+    @property
     def left_out(self) -> str:
         """What is said if it is not counted among the run's evaluations, and why; empty if it is."""
         if self.foreign:
@@ -190,27 +195,30 @@ def read_evaluations(folder: Path, fingerprints_of_run: RunFingerprints) -> list
 
 
 def within_union(found: Sequence[Evaluation], union: ThreatUnion) -> list[Evaluation]:
-    """Join the evaluations of a run within each threat of a union, where one for each is stored.
+    """Join the evaluations of a run within each threat of a union, where there is one for each.
 
-    Joined are those of the same weights, attack, points, seed and number format.
+    Joined are those of the same weights and points: by each attack that was run within all, and the strongest
+    within each threat, whichever attack that is. Without an attack there is nothing to withstand.
     """
     groups: dict[tuple[Any, ...], list[Evaluation]] = {}
     for each in found:
         score, of = each.score, each.identity
-        alike = (
-            score.attack,
-            score.model_fingerprint,
-            score.data_fingerprint,
-            score.seed,
-            score.search_precision,
-        )
-        groups.setdefault((of.weights, of.split, of.data, of.n, of.first, *alike), []).append(each)
-    joined = []
-    for some in groups.values():
-        within = [[e for e in some if same_threat(e.score.threat, one)] for one in union.threats]
+        if score.stage_names and not isinstance(score.threat, ThreatUnion):
+            points = score.data_fingerprint, score.model_fingerprint
+            groups.setdefault((of.weights, of.split, of.data, of.n, of.first, *points), []).append(each)
+    return [joined for group in groups.values() for joined in _joined(group, union)]
+
+
+def _joined(group: Sequence[Evaluation], union: ThreatUnion) -> list[Evaluation]:
+    """What the evaluations of the same weights and points say of a union."""
+    attacks = dict.fromkeys(each.score.attack for each in group)
+    offers = [[e for e in group if e.score.attack == attack] for attack in attacks]
+    made: dict[tuple[Path, ...], Evaluation] = {}
+    for offer in (*offers, group):
+        within = [[e for e in offer if same_threat(e.score.threat, one)] for one in union.threats]
         if all(within):
             parts = tuple(min(each, key=lambda e: e.score.robust_accuracy) for each in within)
-            score = within_all([part.score for part in parts])
-            stale = any(part.stale for part in parts)
-            joined.append(Evaluation(parts[0].identity, score, parts[0].path, stale=stale, parts=parts))
-    return joined
+            score, stale = within_all([part.score for part in parts]), any(part.stale for part in parts)
+            joined = Evaluation(parts[0].identity, score, parts[0].path, stale=stale, parts=parts)
+            made.setdefault(tuple(part.path for part in parts), joined)
+    return list(made.values())

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bivallate.errors import UserError, check_options, listed
+from bivallate.errors import UserError, check_options
 from bivallate.evaluation import Attack, Score, Stage, attack_and_score, attack_named, within_all
 from bivallate.evaluation.evaluation_options import EvaluationOptions
 from bivallate.evaluation.progress_display import progress_callback
-from bivallate.evaluation.threat_union import members, same_threat
+from bivallate.evaluation.threat_union import check_different, members
 from bivallate.lower.threat import ThreatModel
 from bivallate.renamed import renamed_arguments
 from bivallate.run.evaluation_target import EvaluationTarget, ProgressCallback
@@ -98,15 +97,20 @@ def evaluate(
                 return _score_of_run(target, given, attack, store, show, subset | options)
             # tensors cannot be named in a stored evaluation: not stored
             model, device = target.model, None
-        if data is None or not given:
-            raise UserError(
-                "say what to evaluate on: bv.evaluate(model, data.test, bv.Linf(8/255)); only the folder of "
-                'a run, bv.evaluate("runs/x"), knows its own data and threat'
-            )
-        if len(given) > 1 and options.get("resume") is not None:
-            raise UserError("resume keeps verdicts within one threat: evaluate each, and join by within_all")
+        _check_complete(data, given, options)
         settings = {"device": device, "progress": show, **subset, **options}
         return _joined(lambda each: attack_and_score(model, data, each, attack, **settings), given, attack)
+
+
+def _check_complete(data: Any, threats: Sequence[ThreatModel], options: dict[str, Any]) -> None:
+    """Raise UserError without data or threats, and for a progress file of several threats."""
+    if data is None or not threats:
+        raise UserError(
+            "say what to evaluate on: bv.evaluate(model, data.test, bv.Linf(8/255)); only the folder of "
+            'a run, bv.evaluate("runs/x"), knows its own data and threat'
+        )
+    if len(threats) > 1 and options.get("resume") is not None:
+        raise UserError("resume keeps verdicts within one threat: evaluate each, and join by within_all")
 
 
 def folder_or_model(model: Any) -> Any:
@@ -122,8 +126,7 @@ def _threats(threat: Any) -> tuple[ThreatModel, ...]:
     if threat is None:
         return ()
     found = tuple(threat) if isinstance(threat, Sequence) else members(threat)
-    if any(same_threat(a, b) for a, b in combinations(found, 2)):
-        raise UserError(f"threat names one twice: {listed(map(repr, found))}")
+    check_different(found, "threat")
     return found
 
 

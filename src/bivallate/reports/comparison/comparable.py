@@ -14,6 +14,7 @@ from bivallate.evaluation import attack_named
 from bivallate.evaluation.threat_union import (
     SAME_RADIUS,
     ThreatUnion,
+    members,
     radius,
     same_threat,
     spelt,
@@ -72,8 +73,10 @@ class EvaluationFilter:
         Raises UserError for an unknown attack or norm, for an eps that is not a number, and for threats
         beside a norm or an eps.
         """
-        if threats and not norm is eps is None:
+        if threats and (norm, eps) != (None, None):
             raise UserError("threats have norms and radii; leave out norm and eps")
+        if len(threats) > 1 and attack == "clean":
+            raise UserError("clean is no attack, and the same within every threat: leave out the threats")
         if attack is not None and attack.startswith("transfer-") and attack not in known:
             if not known:
                 raise UserError(f"no run has {attack}: `bivallate transfer RUN --from OTHER` makes one")
@@ -183,14 +186,20 @@ def _lowest(found: Iterable[Evaluation]) -> Evaluation:
     )
 
 
-def _at_home(runs: Sequence[RunRecord], offer: Sequence[Evaluation]) -> int:
-    """Number of runs that were trained for the threat of these evaluations."""
-    return sum(trained_for(run, e) for run, e in zip(runs, offer, strict=True))
+def _at_home(runs: Sequence[RunRecord], offer: Sequence[Evaluation]) -> tuple[int, int]:
+    """How many runs were trained under just the threat of these evaluations, and how many under others too.
+
+    So the union of several leads where all were trained under it.
+    """
+    pairs = list(zip(runs, offer, strict=True))
+    alone = sum(same_threat(run.home, e.score.threat) for run, e in pairs)
+    return alone, sum(trained_for(run, e) for run, e in pairs)
 
 
 def trained_for(run: RunRecord, evaluation: Evaluation) -> bool:
-    """Whether the run was trained under the threat of the evaluation, alone or among others."""
-    return any(same_threat(own, evaluation.score.threat) for own in (run.home, *run.config.method.threats))
+    """Whether the run was trained under the threat of the evaluation, or under each of a union."""
+    own = run.config.method.threats
+    return all(any(same_threat(one, mine) for mine in own) for one in members(evaluation.score.threat))
 
 
 def _missing(
@@ -216,7 +225,7 @@ def _missing(
 
 def _most_common(fitting: Sequence[Sequence[Evaluation]]) -> Evaluation | None:
     """An evaluation of the kind that most runs have; of equally many, the strongest."""
-    every = [e for some in fitting for e in some]
+    every = [e for some in fitting for e in some if not e.mixed]
     holders = {
         kind_of(e): sum(any(is_of_kind(kind_of(e), o) for o in some) for some in fitting) for e in every
     }
@@ -248,10 +257,13 @@ def _threat_words(
     asked: Any = example.score.threat if example is not None else wanted.threat
     own: Any = run.config.method.threat
     if isinstance(asked, ThreatUnion):
-        known = [e for e in run.evaluations if e.weights == wanted.weights and e.split == wanted.split]
+        own_kind = wanted.weights, wanted.split, False
+        known = [e for e in run.evaluations if (e.weights, e.split, e.stale) == own_kind]
         known = [e for e in known if example is None or e.identity.options == example.identity.options]
         lacking = [one for one in asked.threats if not any(is_of_kind(Kind(attack, one), e) for e in known)]
-        return ["--threat", *(word for one in lacking or asked.threats for word in spelt(one))]
+        if not attack.startswith("transfer-"):
+            return ["--threat", *(word for one in lacking or asked.threats for word in spelt(one))]
+        asked = (lacking or asked.threats)[0]  # `transfer` takes one at once
     norm = type(asked).__name__ if asked is not None else wanted.norm or type(own).__name__
     other_norm = norm != type(own).__name__
     eps = asked.eps if asked is not None else wanted.eps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bivallate.evaluation.threat_union import ThreatUnion, spelt
+from bivallate.evaluation.threat_union import same_threat, spelt
 from bivallate.parts import encode
 from bivallate.reports.collect import RunRecord
 from bivallate.reports.comparison.comparable import trained_for
@@ -55,15 +55,7 @@ def different(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> lis
     home = [r.label for r, e in pairs if not trained_for(r, e)]
     if home:
         notes.append(f"Trained for another threat than the one compared here: {', '.join(home)}.")
-    several = [
-        r for r, e in pairs if isinstance(r.home, ThreatUnion) and not isinstance(e.score.threat, ThreatUnion)
-    ]
-    if several:
-        names, words = ", ".join(r.label for r in several), " ".join(spelt(several[0].home))
-        notes.append(
-            f"Trained under several threats, and compared within one here: {names}; --threat {words} "
-            "compares within all of them."
-        )
+    notes += _within_fewer(pairs)
     unfinished = [r.label for r in records if len(r.history) < r.config.epochs]
     if unfinished:
         notes.append(f"Not trained to the end: {', '.join(unfinished)}.")
@@ -74,6 +66,19 @@ def different(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> lis
             "were not are not tested; evaluate them with the same --n or --first and --seed."
         )
     return notes
+
+
+def _within_fewer(pairs: Sequence[tuple[RunRecord, Evaluation]]) -> list[str]:
+    """Notes on runs that were trained under more threats than they are compared within."""
+    fewer = [r for r, e in pairs if trained_for(r, e) and not same_threat(r.home, e.score.threat)]
+    labels: dict[str, list[str]] = {}
+    for run in fewer:
+        labels.setdefault(" ".join(spelt(run.home)), []).append(run.label)
+    return [
+        f"Trained under more threats than compared here: {', '.join(names)}; --threat {words} compares "
+        "within all of them, or says what is missing."
+        for words, names in labels.items()
+    ]
 
 
 def other_data(records: Sequence[RunRecord]) -> list[str]:

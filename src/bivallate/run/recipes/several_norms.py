@@ -40,9 +40,10 @@ def msd(task: Task) -> Config:
 
 
 def _beside(task: Task, *others: Threat) -> Task:
-    """Name the paper's other threats, on the data and under the norm that it trains on."""
+    """Name the papers' other threats, where data and threat are theirs: Linf 8/255 or 0.03 on CIFAR-10."""
     on_its_data = task.known is not None and task.known.name == "cifar10"
-    if not (on_its_data and isinstance(task.method.threat, Linf)):
+    threat = task.method.threat
+    if not (on_its_data and isinstance(threat, Linf) and 0.03 <= threat.eps < 0.032):
         return task
     return task.tuned("others", "solver.others", others)
 
