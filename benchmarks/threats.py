@@ -3,8 +3,9 @@
     python -m benchmarks.threats [--jobs N]     trains what is missing, writes the page and the figure
     python -m benchmarks.threats --table        writes both from the records alone
 
-Data, network and epochs are the catalogue's, and so is each method with its defaults. One JSON record a
-network in results/threats/; what is there is not made again, so it can be interrupted at any time.
+Data, network and epochs are the catalogue's, and so is each method with its defaults; the recipe `e-at` goes
+on for three epochs with the weights of AT. One JSON record a network in results/threats/; what is there is
+not made again, so it can be interrupted at any time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import multiprocessing
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,13 @@ PICTURE = ROOT / "docs" / "figures" / "threats"
 BEGIN, END = "<!-- threats: begin -->", "<!-- threats: end -->"
 RADII = {"linf": 0.2, "l2": 0.75, "l1": 2.0}  # AT is about equally robust under each
 SHOWN = {"": "nothing", "linf": "Linf", "l2": "L2", "l1": "L1", "linf-l1": "Linf, L1", "all": "all three"}
+SHOWN |= {f"{kind}-then": f"{SHOWN[kind]}, then Linf and L1" for kind in RADII}
 TOGETHER = {"linf-l1": ("linf", "l1"), "all": tuple(RADII)}  # trainings under several threats
+START = {f"{kind}-then": kind for kind in RADII}  # trainings that go on with the weights of AT
+TOGETHER |= dict.fromkeys(START, ("linf", "l1"))
 METHODS, SEEDS, ATTACK = ("at", "trades", "bastion", "fast-bat", "n-fgsm"), (0, 1, 2), "autoattack"
 SEVERAL = (("max-at", "all"), ("msd", "all"), ("e-at", "all"), ("e-at", "linf-l1"))
+SEVERAL += tuple(("e-at", kind) for kind in START)
 CELLS = (("plain", ""), *((method, kind) for kind in RADII for method in METHODS), *SEVERAL)
 COLUMNS = {"clean": "clean"} | {kind: f"{SHOWN[kind]} {eps:g}" for kind, eps in RADII.items()}
 COLUMNS |= {"all": "all three"}
@@ -45,21 +51,13 @@ def cell(task: tuple[str, str, int]) -> str:
 
     import bivallate as bv
     from bivallate.lower.threat import threat
-    from bivallate.methods.entries import create
-    from bivallate.run.execution import execute
 
     torch.set_num_threads(1)
-    first, *others = (threat(each, RADII[each]) for each in TOGETHER.get(kind, (kind or "linf",)))
-    method = create(name, first, others=tuple(others)) if others else create(name, first)
-    config = configured(method, seed)
-    data = bv.data.load("digits", seed=seed)
-    folder = Path("runs/threats") / f"{name}-{kind}-{seed}"
     try:
-        run = execute(config, data, digits_network(data, seed), folder, overwrite=True)
+        network, passes, alarms = trained(name, kind, seed)
     except bv.UserError as error:
         return f"{name} trained under {SHOWN[kind]}, seed {seed}: no record, {error}"
-    network = bv.load(folder, "best" if kind else "last")
-    right = {}
+    data, right = bv.data.load("digits", seed=seed), {}
     for attacked, eps in RADII.items():
         score = bv.evaluate(network, data.test, threat(attacked, eps), ATTACK)
         right |= {"clean": _text(score.clean), attacked: _text(score.robust)}
@@ -70,13 +68,37 @@ def cell(task: tuple[str, str, int]) -> str:
         "radii": RADII,
         "attack": ATTACK,
         "right": right,
-        "passes": run.history[-1]["total_forward"] + run.history[-1]["total_backward"],
-        "alarms": sorted({alarm["kind"] for line in run.history for alarm in line["alarms"]}),
+        "passes": passes,
+        "alarms": sorted(alarms),
         **provenance(),
     }
     write_json(_path(*task), record)
     figures = ", ".join(f"{shown} {share(record, key):.1%}" for key, shown in COLUMNS.items())
     return f"{name} trained under {SHOWN[kind]}, seed {seed}: {figures}"
+
+
+def trained(name: str, kind: str, seed: int) -> tuple[Any, float, set[str]]:
+    """The network of a training, its passes an image and its alarms, with those of its start."""
+    import bivallate as bv
+    from bivallate.lower.threat import threat
+    from bivallate.methods.entries import create
+    from bivallate.run.execution import execute
+    from bivallate.run.recipes.published import recipe_for
+
+    data = bv.data.load("digits", seed=seed)
+    network, passes, alarms = digits_network(data, seed), 0.0, set[str]()
+    first, *others = (threat(each, RADII[each]) for each in TOGETHER.get(kind, (kind or "linf",)))
+    method = create(name, first, others=tuple(others)) if others else create(name, first)
+    config = configured(method, seed)
+    if kind in START:
+        network, passes, alarms = trained("at", START[kind], seed)
+        recipe = recipe_for("e-at", method, "digits")
+        config = replace(config, optimizer=recipe.optimizer, rate=recipe.rate, epochs=recipe.epochs)
+    folder = Path("runs/threats") / f"{name}-{kind}-{seed}"
+    run = execute(config, data, network, folder, overwrite=True)
+    passes += run.history[-1]["total_forward"] + run.history[-1]["total_backward"]
+    alarms |= {alarm["kind"] for line in run.history for alarm in line["alarms"]}
+    return bv.load(folder, "best" if kind else "last"), passes, alarms
 
 
 def _path(name: str, kind: str, seed: int) -> Path:
