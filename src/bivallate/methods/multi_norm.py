@@ -97,9 +97,9 @@ def e_at(
     """E-AT: adversarial training within one of several threats, drawn anew for each minibatch.
 
     It costs as much as AT. The paper draws from the extreme norms alone, Linf and L1, which give robustness
-    under L2 too, and makes a robust network robust under several threats in a few epochs (`--init`). On
-    digits it kept most under all of Linf, L2 and L1, and was far below AT under Linf or L1 alone
-    (docs/threats.md).
+    under L2 too, and makes a robust network robust under several threats in a few epochs (the recipe `e-at`
+    with `--init`; on digits three were too few). On digits it kept most under all of Linf, L2 and L1, and was
+    far below AT under Linf or L1 alone (docs/threats.md).
 
     Args:
         threat: the set of perturbations.
