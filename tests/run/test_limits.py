@@ -96,6 +96,22 @@ def test_time_limit_dry_run_and_quiet(tmp_path, capsys):
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+def test_a_slow_forecast_times_two_minibatches(digits, monkeypatch):
+    from bivallate.run import forecast as module
+    from bivallate.run.config import Model
+    from bivallate.run.from_config import create_model
+
+    timed, step = [], module.train_step
+    monkeypatch.setattr(module, "train_step", lambda *given: timed.append(1) or step(*given))
+    config = Config(bv.methods.at(bv.Linf(0.1), steps=2), model=Model(name="linear"), epochs=2, batch_size=64)
+    whole = module.forecast(config, digits, create_model(config.model, digits, 0))
+    assert len(timed) == module.STEPS
+    monkeypatch.setattr(module, "ENOUGH", 0.0)
+    brief = module.forecast(config, digits, create_model(config.model, digits, 0))
+    assert len(timed) == module.STEPS + 2
+    assert (brief.forward, brief.backward) == (whole.forward, whole.backward)
+
+
 def test_a_forecast_counts_the_passes_that_the_run_takes(tmp_path, digits):
     from bivallate.run.forecast import forecast
     from bivallate.run.from_config import create_model

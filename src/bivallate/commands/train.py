@@ -180,8 +180,9 @@ def _foretell(plan: Any, dataset: Any, network: Any, folder: Path) -> None:
 
     check_possible(plan, dataset)
     limit_threads(plan.threads)
-    expected = forecast(plan, dataset, network)
     terminal.say(to_toml(encode(plan)))
+    say("timing a few minibatches")
+    expected = forecast(plan, dataset, network)
     say(f"would take {expected}; would be kept in {folder}; nothing was written")
 
 
