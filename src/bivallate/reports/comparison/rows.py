@@ -90,7 +90,7 @@ def _entry(row: Row, record: RunRecord, evaluation: Evaluation, strongest: Evalu
         "data_fingerprint": score.data_fingerprint,
         "classes": len(record.classes),
         "evaluation": str(evaluation.path),
-        **({"evaluations": [str(part.path) for part in evaluation.parts]} if evaluation.parts else {}),
+        "evaluations": [str(part.path) for part in evaluation.parts or (evaluation,)],
         "n": score.n,
         "stale": evaluation.stale,
         **{key: _finite(value) for key, value in row.values.items()},
