@@ -55,51 +55,35 @@ class EvaluationTask:
         *,
         foreign: bool,
     ) -> None:
-        """Run each of these attacks within each threat, see `_evaluate_within`.
-
-        Raises UserError, before any of them, for an attack that one of the threats does not have.
-        """
-        from bivallate.evaluation import attack_named
-
-        for name, threat in product(names, threats):
-            attack_named(name, threat)
-        for name in names:
-            self._evaluate_within(name, threats, target, findings, run, foreign=foreign)
-
-    def _evaluate_within(
-        self,
-        name: str,
-        threats: Sequence[ThreatModel],
-        target: EvaluationTarget,
-        findings: Preflight | None,
-        run: Path,
-        *,
-        foreign: bool,
-    ) -> None:
-        """Run one attack within each threat, and tell how many points withstand it within all.
+        """Run attacks within each threat, and tell for each how many points withstand it within all.
 
         Args:
-            name: of the attack.
+            names: of the attacks.
             threats: one or several.
             target: model and data.
             findings: of the pre-flight; None if it was skipped.
             run: folder, checkpoint or network of the zoo, as the user named it.
-            foreign: whether it is no run, so that its result is stored only where `out` says.
+            foreign: whether it is no run, so that its results are stored only where `out` says.
 
         Raises:
+            UserError: one of the threats does not have an attack; nothing was attacked then.
             Interrupted: on Ctrl-C; the same command continues from the verdicts so far.
         """
+        from bivallate.evaluation import attack_named
         from bivallate.evaluation.threat_union import radius
 
-        threats = threats[:1] if name == "clean" else threats  # no attack needs no threat
-        self.several |= len(threats) > 1
-        scores: list[Score] = []
-        for threat in threats:
-            label = f"{run} {name}, {radius(threat)}" if len(threats) > 1 else f"{run} {name}"
-            subject = replace(target, threat=threat)
-            scores.append(self._evaluate(name, subject, findings, run, label, foreign=foreign))
-        if len(scores) > 1:
-            self._tell_all(run, name, scores)
+        for name, threat in product(names, threats):
+            attack_named(name, threat)
+        for name in names:
+            within = threats[:1] if name == "clean" else threats  # no attack needs no threat
+            self.several |= len(within) > 1
+            scores: list[Score] = []
+            for threat in within:
+                label = f"{run} {name}, {radius(threat)}" if len(within) > 1 else f"{run} {name}"
+                subject = replace(target, threat=threat)
+                scores.append(self._evaluate(name, subject, findings, run, label, foreign=foreign))
+            if len(scores) > 1:
+                self._tell_all(run, name, scores)
 
     def _evaluate(
         self,

@@ -21,6 +21,7 @@ __all__ = [
     "same_threat",
     "spelt",
     "threat_json",
+    "threats_in",
     "union_of",
 ]
 
@@ -65,6 +66,18 @@ def listed_radii(threats: Sequence[Any]) -> str:
 def union_of(threats: Sequence[Any]) -> Any:
     """The only threat, or the union of several."""
     return threats[0] if len(threats) == 1 else ThreatUnion(tuple(threats))
+
+
+def threats_in(given: Any) -> tuple[Any, ...]:
+    """The threats that a function was given: None, one, several in a list, or the union that a score has.
+
+    Raises UserError for one that is there twice.
+    """
+    if given is None:
+        return ()
+    found = tuple(given) if isinstance(given, Sequence) else members(given)
+    check_different(found, "threat")
+    return found
 
 
 def members(threat: Any) -> tuple[Any, ...]:

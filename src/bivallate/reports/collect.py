@@ -78,7 +78,9 @@ class RunRecord:
     def within(self, threat: Any) -> list[Evaluation]:
         """The evaluations within a threat; within a union those that join the ones within its threats."""
         if isinstance(threat, ThreatUnion):
-            return within_union(self.evaluations, threat)
+            if threat not in self._joined:
+                self._joined[threat] = within_union(self.evaluations, threat)
+            return self._joined[threat]
         return [e for e in self.evaluations if same_threat(e.score.threat, threat)]
 
     def leading(self, weights: str, split: str, threat: Any) -> list[Evaluation]:
@@ -86,6 +88,11 @@ class RunRecord:
         same = [e for e in self.within(threat) if (e.weights, e.split, e.data) == (weights, split, "")]
         found = [e for e in same if e.score.stage_names]
         return [found[k] for k in strongest_first([[e] for e in found])]
+
+    @cached_property
+    def _joined(self) -> dict[ThreatUnion, list[Evaluation]]:
+        """The unions that were asked for, and the evaluations within each."""
+        return {}
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """The epochs that have a value under this key, and the values."""

@@ -16,7 +16,7 @@ from bivallate.errors import UserError, check_options
 from bivallate.evaluation import Attack, Score, Stage, attack_and_score, attack_named, within_all
 from bivallate.evaluation.evaluation_options import EvaluationOptions
 from bivallate.evaluation.progress_display import progress_callback
-from bivallate.evaluation.threat_union import check_different, members
+from bivallate.evaluation.threat_union import threats_in
 from bivallate.lower.threat import ThreatModel
 from bivallate.renamed import renamed_arguments
 from bivallate.run.evaluation_target import EvaluationTarget, ProgressCallback
@@ -83,7 +83,7 @@ def evaluate(
         True
     """
     check_options("evaluate", options, attack_and_score)
-    model, given = folder_or_model(model), _threats(threat)
+    model, given = folder_or_model(model), threats_in(threat)
     subset: dict[str, Any] = {"n": n, "first": first, "seed": seed}
     reading = {"weights": weights, "split": split, "data_dir": data_dir, "model": factory}
     with progress_callback(progress) as show:
@@ -116,18 +116,6 @@ def _check_complete(data: Any, threats: Sequence[ThreatModel], options: dict[str
 def folder_or_model(model: Any) -> Any:
     """For a `Run` its folder, or its model if it has no folder; anything else unchanged."""
     return (model.path or model.model) if isinstance(model, Run) else model
-
-
-def _threats(threat: Any) -> tuple[ThreatModel, ...]:
-    """The threats that the user gave: none, one or several, also as the union that a score has.
-
-    Raises UserError for one that is given twice.
-    """
-    if threat is None:
-        return ()
-    found = tuple(threat) if isinstance(threat, Sequence) else members(threat)
-    check_different(found, "threat")
-    return found
 
 
 def _joined(

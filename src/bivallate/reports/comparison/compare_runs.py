@@ -9,7 +9,7 @@ from bivallate.errors import UserError, unknown
 from bivallate.evaluation import metrics
 from bivallate.evaluation.metrics import by_key
 from bivallate.evaluation.pairs import pairs
-from bivallate.evaluation.threat_union import threat_json
+from bivallate.evaluation.threat_union import threat_json, threats_in
 from bivallate.lower.threat import ThreatModel
 from bivallate.reports.collect import RunRecord, Runs, collect, folders
 from bivallate.reports.comparison.comparable import EvaluationFilter, choose
@@ -31,7 +31,7 @@ def compare(
     attack: str | None = None,
     eps: str | float | None = None,
     norm: str | None = None,
-    threat: ThreatModel | Sequence[ThreatModel] = (),
+    threat: ThreatModel | Sequence[ThreatModel] | None = None,
     weights: str = "best",
     split: str = "test",
     over_seeds: bool = False,
@@ -74,8 +74,7 @@ def compare(
     tell(f"reading {len(paths)} runs")
     records = collect(paths)
     stored = {e.score.attack for record in records for e in record.evaluations}
-    threats = tuple(threat) if isinstance(threat, Sequence) else (threat,)
-    ball = norm, None if eps is None else str(eps), threats
+    ball = norm, None if eps is None else str(eps), threats_in(threat)
     wanted = EvaluationFilter.of(weights, split, attack, *ball, stored)
     chosen = choose(records, paths, wanted)
     tell(f"comparing {chosen[0].score.attack} on {chosen[0].score.n} points")
