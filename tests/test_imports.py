@@ -279,7 +279,6 @@ def test_a_class_name_stands_once() -> None:
 
 
 LONG = {
-    "commands/audit.py: audit",
     "commands/curve_and_distances.py: distances",
     "commands/reproduce.py: reproduce",
     "commands/train.py: train",

@@ -135,6 +135,22 @@ GRID = [
 ]
 
 
+def test_runs_under_several_threats_are_compared_within_all(here, capsys):
+    words = [*GRID, "--seeds=1", "--fix=eps=0.1", "--fix=others=l2:0.4,l1:1", "--json"]
+    words[words.index("at")] = "e-at,max-at"
+    assert run(words) == 0
+    out = capsys.readouterr()
+    (table,) = json.loads(out.out)
+    assert [one["kind"] for one in table["threat"]["threats"]] == ["Linf", "L2", "L1"]
+    assert {row["run"] for row in table["rows"]} == {"e-at-seed0", "max-at-seed0"}
+    assert [words[0] for words in here] == ["train", *["evaluate"] * 3] * 2
+    for row in table["rows"]:
+        assert f"robust {row['robust_accuracy']:.1%} at all of Linf 0.1, L2 0.4, L1 1" in out.err
+    here.clear()
+    assert run(words) == 0
+    assert here == []
+
+
 def test_what_is_done_is_skipped_what_is_missing_is_made_and_seeds_are_averaged(here, capsys):
     assert run([*GRID, "--seeds=2", "--set=eps=0.1", "--json"]) == 0
     out = capsys.readouterr()

@@ -13,7 +13,7 @@ from bivallate.audits.result import Audit, AuditProgress
 from bivallate.errors import UserError, check_options
 from bivallate.evaluation.progress_display import progress_callback
 from bivallate.evaluation.statistics import FEWEST_POINTS
-from bivallate.evaluation.threat_union import same_threat
+from bivallate.evaluation.threat_union import listed_radii, same_threat
 from bivallate.files import json_files
 from bivallate.lower.threat import ThreatModel
 from bivallate.reports.stored_evaluations import STALE, RunFingerprints, read_evaluation
@@ -87,7 +87,8 @@ def audit(
             returned). For a run, data and threat default to its own, its history and stored evaluations
             are checked too, the budget defaults to ten minutes, and the result is kept in RUN/audit.
         data: a split or a pair (x, y); for a run, a data set's name or folder.
-        threat: norm and radius; for a run this and `data` may be left out.
+        threat: norm and radius; for a run this and `data` may be left out, but of a run that was trained
+            under several threats an audit takes one, which must be named.
         weights: of a run: best, last, ema or epoch-N.
         split: of a run: test or validation.
         against: of a run: folders of runs on the same classes, to transfer attacks from.
@@ -120,12 +121,22 @@ def audit(
         examined = EvaluationTarget.of(
             model, threat=threat, data=None if data is None else str(data), **where
         )
+        _check_single(examined)
         if "minutes" not in options and "budget_passes" not in options:
             options["minutes"] = MINUTES
         result = audit_of(examined, against=against, factory=factory, **options)
         if store:
             result.save(audit_file(examined, seed))
     return result
+
+
+def _check_single(examined: EvaluationTarget) -> None:
+    """Raise UserError if the run was trained under several threats and none was named."""
+    if examined.others:
+        raise UserError(
+            f"the run was trained under {listed_radii(examined.threats)}: audit it within one at a time, as "
+            f"in bv.audit(run, threat=bv.{examined.threat!r})"
+        )
 
 
 def kept_claim(folder: Path, weights: str, threat: Any, points: int) -> tuple[float | None, str]:

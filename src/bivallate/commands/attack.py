@@ -48,6 +48,7 @@ def attack(
         replace what an earlier attack left in SAVE.
     """
     from bivallate.evaluation.attacked_images import craft
+    from bivallate.evaluation.threat_union import listed_radii
     from bivallate.reports.adversarial_images import write
     from bivallate.run.evaluation_target import EvaluationTarget
 
@@ -56,6 +57,8 @@ def attack(
     for note in (*target.data.notes, *target.warnings):
         say(f"{target.data.name}: {note}", to_stderr=True)
     points, threat = target.chosen_split, target.threat
+    if target.others:
+        say(f"the run was trained under {listed_radii(target.threats)}: this is the first", to_stderr=True)
     n = min(24, len(points)) if n is None and first is None else n
     if save.exists() and any(save.iterdir()) and not overwrite:
         raise UserError(

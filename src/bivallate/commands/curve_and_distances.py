@@ -72,8 +72,10 @@ def curve(
 
     name = attack_named(attack).name
     subjects = RunGroup.of(runs, source, machine, data)
-    kind = norm_of(norm, subjects.threats[0])
-    radii = radii_of(eps, kind, subjects.threats[0])
+    kind = norm_of(norm, subjects.own())
+    if not quiet:
+        subjects.tell_of_others(kind)
+    radii = radii_of(eps, kind, subjects.own(kind))
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size, "shared": True}
     stem = stem_of(out or runs[0] / "diagnosis" / f"curve-{kind}-{file_name(name)}")
     place = result_file(stem.with_name(f"{stem.name}.json"), out and stem.with_name(f"{stem.name}.json"))
@@ -213,7 +215,9 @@ def distances(
     from bivallate.reports.diagnostics.diagnostic import stem_of
 
     subjects = RunGroup.of(runs, source, machine, data)
-    kind = norm_of(norm, subjects.threats[0])
+    kind = norm_of(norm, subjects.own())
+    if not quiet:
+        subjects.tell_of_others(kind)
     stem = stem_of(out or runs[0] / "diagnosis" / f"distances-{kind}")
     file = stem.with_name(f"{stem.name}.json")
     place = result_file(file, out and file)

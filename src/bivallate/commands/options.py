@@ -211,8 +211,15 @@ def same_norm(norm: str, own: Any) -> None:
         )
 
 
-def threats_of(texts: Sequence[str], *, beside: bool = False) -> tuple[Threat, ...]:
-    """Read the threats of --threat; beside: whether --eps or --norm was given too.
+def threats_of(
+    texts: Sequence[str], *, beside: bool = False, nor: str = "run's folder"
+) -> tuple[Threat, ...]:
+    """Read the threats of --threat.
+
+    Args:
+        texts: its words, without those that belong to the command.
+        beside: whether --eps or --norm was given too.
+        nor: what a word of the command would be.
 
     Raises UserError then, for one that cannot be read, and for one that is named twice.
     """
@@ -224,7 +231,7 @@ def threats_of(texts: Sequence[str], *, beside: bool = False) -> tuple[Threat, .
     for text in texts:
         if ":" not in text:
             wanted = "a norm and a radius, such as l2:0.5"
-            raise UserError(f"--threat must be {wanted}, got {text!r}, which is no run's folder either")
+            raise UserError(f"--threat must be {wanted}, got {text!r}, which is no {nor} either")
     found = tuple(Linf.from_text(text, "--threat") for text in texts)
     check_different(found, "--threat")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from bivallate.commands.options import Ball, Count, Flag, Machine, WeightsSource
+from bivallate.commands.options import Ball, Count, Flag, Machine, Names, WeightsSource, threats_of
 from bivallate.data.layout import IMAGES
 from bivallate.data.reading import Canvas, Reading
 from bivallate.errors import UserError
@@ -23,6 +24,7 @@ def predict(
     *images: Path,
     attack: str = "pgd-20",
     ball: Ball = Ball(),  # noqa: B008  frozen
+    threat: Names = (),
     top: Count = 3,
     source: WeightsSource = WeightsSource(),  # noqa: B008
     machine: Machine = Machine(),  # noqa: B008
@@ -41,6 +43,9 @@ def predict(
         image files, or folders of them.
     attack
         name of the attack; clean attacks nothing. `bivallate attacks` lists them.
+    threat
+        one or several threats in place of --norm and --eps, each a norm and a radius: linf:8/255 l2:0.5. A
+        prediction survives if it does within each. [default: all that the run was trained under]
     top
         number of likeliest classes to show for each image.
     json
@@ -54,7 +59,10 @@ def predict(
 
     attack_named(attack)  # a misspelt attack is said before anything else
     device = machine.prepare()
-    threat = ball.of(Config.read(RunFolder.open(run).config).method.threat)
+    images, texts = _split_images(images, threat)
+    own = Config.read(RunFolder.open(run).config).method.threats
+    asked = threats_of(texts, beside=ball.given, nor="image")
+    threats = asked or ((ball.of(own[0]),) if ball.given else own)
     model = load_run(run, source.weights, source.model).to(device)
     pictures = read(images, model.shape)
     readable = [picture for picture in pictures if picture.x is not None]
@@ -63,24 +71,27 @@ def predict(
         import torch
 
         x = torch.stack([picture.x for picture in readable]).to(device)
-        radius = None if attack == "clean" else threat
-        found = ask(model, x, radius, attack, top=top, seed=source.seed)
+        found = ask(model, x, None if attack == "clean" else threats, attack, top=top, seed=source.seed)
     names = model.classes or [str(k) for k in range(model.num_classes)]
     if json:
         say_json(_plain(pictures, found, names))
     else:
-        _show(pictures, found, names, _head(attack, threat))
+        _show(pictures, found, names, _head(attack, threats), several=len(threats) > 1)
     if not readable:
         raise UserError("none of the images could be read")
 
 
-def _head(attack: str, threat: Any) -> str:
+def _split_images(images: Sequence[Path], threat: Sequence[str]) -> tuple[tuple[Path, ...], list[str]]:
+    """Move images that --threat has taken to the images: the option takes all words up to the next one."""
+    taken = [word for word in threat if Path(word).exists()]
+    return (*images, *map(Path, taken)), [word for word in threat if word not in taken]
+
+
+def _head(attack: str, threats: Sequence[Any]) -> str:
     """The heading of the column that says whether the prediction survives the attack."""
-    return (
-        "attack"
-        if attack == "clean"
-        else f"survives {attack} at {type(threat).__name__} eps {threat.eps:.4g}"
-    )
+    from bivallate.evaluation.threat_union import radius, union_of
+
+    return "attack" if attack == "clean" else f"survives {attack} at {radius(union_of(threats))}"
 
 
 @dataclass(frozen=True)
@@ -140,6 +151,8 @@ def _picture(name: str, path: Path, canvas: Any, reading: Any) -> NamedImage:
 
 
 def _plain(pictures: list[NamedImage], found: list[Any], names: list[str]) -> list[dict[str, Any]]:
+    from bivallate.evaluation.threat_union import threat_json
+
     answers, listed = iter(found), []
     for picture in pictures:
         if picture.x is None:
@@ -153,13 +166,19 @@ def _plain(pictures: list[NamedImage], found: list[Any], names: list[str]) -> li
                 "confidence": said.confidence,
                 "survives": said.survives,
                 "becomes": None if said.becomes is None else names[said.becomes],
+                "within": None if said.within is None else threat_json(said.within),
                 "top": {names[label]: share for label, share in said.top},
             }
         )
     return listed
 
 
-def _show(pictures: list[NamedImage], found: list[Any], names: list[str], attack: str) -> None:
+def _show(
+    pictures: list[NamedImage], found: list[Any], names: list[str], attack: str, *, several: bool
+) -> None:
+    """Print a table; several: whether a prediction can change within one of several threats."""
+    from bivallate.evaluation.threat_union import radius
+
     table = Table("image", "class", "confidence", attack, "next")
     answers = iter(found)
     for picture in pictures:
@@ -170,7 +189,7 @@ def _show(pictures: list[NamedImage], found: list[Any], names: list[str], attack
             continue
         said = next(answers)
         mind = {None: "not attacked", True: "yes"}.get(said.survives, "")
-        mind = mind or f"no: becomes {line(names[said.becomes], 40)}"
+        mind = mind or f"no: becomes {line(names[said.becomes], 40)}" + f" ({radius(said.within)})" * several
         others = ", ".join(f"{line(names[k], 24)} {share:.0%}" for k, share in said.top if k != said.label)
         cells = (line(names[said.label], 40), f"{said.confidence:.1%}", mind, others)
         table.add_row(Text(line(picture.name), overflow="fold"), *(Text(cell) for cell in cells))

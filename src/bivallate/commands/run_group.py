@@ -13,10 +13,11 @@ from torch import nn
 
 from bivallate.commands.options import Machine, WeightsSource, same_norm
 from bivallate.errors import UserError
+from bivallate.evaluation.threat_union import listed_radii
 from bivallate.lower.threat import threat as make
 from bivallate.reports.diagnostics.by_name import subject
 from bivallate.reports.diagnostics.ranks import FACTORS
-from bivallate.terminal import literal_console
+from bivallate.terminal import literal_console, say
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,13 +26,13 @@ class RunGroup:
 
     Attributes:
         models: label -> network, on the device.
-        threats: that each run was trained for, in the same order.
+        threats: label -> what the run was trained under.
         test_split: of the first run's data; all runs are attacked on it.
         classes: their names.
     """
 
     models: dict[str, nn.Module]
-    threats: tuple[Any, ...]
+    threats: dict[str, tuple[Any, ...]]
     test_split: Any
     classes: tuple[str, ...]
 
@@ -51,13 +52,30 @@ class RunGroup:
         device = machine.prepare()
         shown = subject(runs, **asdict(source), moved_to=data, device=device)
         models: dict[str, nn.Module] = dict(shown.models)
-        threats = tuple(run.config.method.threat for run in shown.runs)
-        return cls(models, threats, shown.data.test, shown.runs[0].classes)
+        threats = [run.config.method.threats for run in shown.runs]
+        labelled = dict(zip(models, threats, strict=True))
+        return cls(models, labelled, shown.data.test, shown.runs[0].classes)
+
+    def own(self, norm: str | None = None) -> Any:
+        """The first run's threat in a norm; its first one if it has none there, or without a norm."""
+        found = next(iter(self.threats.values()))
+        kind = norm_of(norm, found[0])
+        return next((threat for threat in found if norm_of(None, threat) == kind), found[0])
 
     def trained(self, kind: str) -> dict[str, float]:
         """Label -> training radius of the runs that were trained in the norm `kind`."""
-        pairs = zip(self.models, self.threats, strict=True)
+        pairs = [(label, threat) for label, found in self.threats.items() for threat in found]
         return {label: threat.eps for label, threat in pairs if norm_of(None, threat) == kind}
+
+    def tell_of_others(self, kind: str) -> None:
+        """Say of which runs the norm `kind` is not all that they were trained under."""
+        for label, threats in self.threats.items():
+            if len(threats) > 1:
+                say(
+                    f"{label} was trained under {listed_radii(threats)}: this is {norm_name(kind)} alone, "
+                    "--norm takes another one",
+                    to_stderr=True,
+                )
 
 
 def norm_of(norm: str | None, own: Any) -> str:

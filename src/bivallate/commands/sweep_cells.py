@@ -13,6 +13,7 @@ from bivallate.commands.configuration import one_length, plan_of
 from bivallate.commands.sweep_budget import SweepBudget
 from bivallate.errors import UserError, check_seed
 from bivallate.evaluation import attack_named
+from bivallate.evaluation.threat_union import union_of
 from bivallate.from_text import pair
 from bivallate.quoting import command, file_name
 from bivallate.run.budget import PlannedCost
@@ -63,7 +64,7 @@ class Combination:
         name: of the folder.
         folder: of the run.
         train: arguments of `bivallate train`, without --out and --threads.
-        threat: the threat that it is trained for.
+        threat: the threat that it is trained for; the union of several.
         own: options by which other commands find the user's own method or network.
         cost: its epochs and passes, of a sweep with a budget.
     """
@@ -175,4 +176,4 @@ def _cell(
     own = {"method": method} if ":" in method else {}
     model = options["model"] or ""
     own |= {"model": model} if ":" in model and not model.startswith("timm:") else {}
-    return Combination(name, out / name, words, plan.method.threat, own, cost)
+    return Combination(name, out / name, words, union_of(plan.method.threats), own, cost)

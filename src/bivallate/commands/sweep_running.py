@@ -17,7 +17,7 @@ from bivallate.commands.sweep_cells import Combination, SweepOptions
 from bivallate.errors import UserError
 from bivallate.evaluation import attack_named
 from bivallate.evaluation.progress_display import duration
-from bivallate.evaluation.threat_union import same_threat
+from bivallate.evaluation.threat_union import members, radius, same_threat
 from bivallate.files import make_folder, write_json
 from bivallate.quoting import line
 from bivallate.reports.collect import RunRecord, collect
@@ -112,7 +112,7 @@ class SweepProcesses:
     Attributes:
         out: folder of the sweep.
         common: settings of all runs.
-        radii: threats that every run is attacked within.
+        radii: threats that every run is attacked within; of a union within each.
     """
 
     def __init__(self, out: Path, common: SweepOptions, radii: list[Any]) -> None:
@@ -138,7 +138,7 @@ class SweepProcesses:
         elif not _trained(cell.folder):
             did.append("went on")
             self._run(cell, ["resume", str(cell.folder), method, model, threads, "--quiet"])
-        for threat in self.radii:
+        for threat in dict.fromkeys(one for each in self.radii for one in members(each)):
             if self._score(cell, threat) is None:
                 did += [] if did[-1:] == ["attacked"] else ["attacked"]
                 more = [*self.common.words("data-dir", "device"), threads, "--quiet", model]
@@ -147,19 +147,18 @@ class SweepProcesses:
                 self._run(
                     cell, ["evaluate", str(cell.folder), f"--attack={self.common.attack}", *ball, *more]
                 )
-        own = Config.read(RunFolder(cell.folder).config).method.threat
-        robust = self._score(cell, own)
-        shown = f"robust {robust:.1%} at eps {own.eps:.4g}" if robust is not None else ""
+        robust = self._score(cell, cell.threat)
+        shown = f"robust {robust:.1%} at {radius(cell.threat)}" if robust is not None else ""
         took = f" ({duration(time.monotonic() - began)})" if did else ""
         return f"{shown}, {' and '.join(did) or 'was done'}{took}"
 
     def _score(self, cell: Combination, threat: Any) -> float | None:
         """The stored robust accuracy within a threat; None if there is none."""
         name = attack_named(self.common.attack).name
-        for e in _record(cell.folder).evaluations:
+        for e in _record(cell.folder).within(threat):
             own = (e.weights, e.split, e.data, e.score.attack) == ("best", "test", "", name) and not e.stale
             enough = self.common.n is None or e.score.n == self.common.n
-            if own and enough and same_threat(e.score.threat, threat):
+            if own and enough:
                 return e.score.robust_accuracy
         return None
 
@@ -226,9 +225,6 @@ def compared(cells: Sequence[Combination], common: SweepOptions, failed: Sequenc
     if not done:
         return []
     options = {"attack": attack_named(common.attack).name, "over_seeds": len(seeds) > 1}
-    tables = [
-        compare(done, eps=threat.eps, norm=type(threat).__name__.lower(), **options)
-        for threat in _radii(cells)
-    ]
+    tables = [compare(done, threat=threat, **options) for threat in _radii(cells)]
     planned = {folder: cost for folder, cost in costs.items() if cost is not None}
     return [with_plans(table, planned, common.passes) for table in tables] if common.passes else tables

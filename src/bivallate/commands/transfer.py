@@ -52,7 +52,7 @@ def transfer(
     json
         print the result as JSON instead of a table.
     """
-    from bivallate.commands.run_group import RunGroup
+    from bivallate.commands.run_group import RunGroup, norm_of
     from bivallate.evaluation import Identity, attack_named
     from bivallate.evaluation import transfer as judged
     from bivallate.reports.stored_evaluations import RunFingerprints, read_evaluations
@@ -64,7 +64,8 @@ def transfer(
     folder = RunFolder.open(run)
     subjects = RunGroup.of([run, *from_], source, machine, data)
     (_, model), *others = subjects.models.items()
-    threat = ball.of(subjects.threats[0])
+    threat = ball.of(subjects.own(ball.norm))
+    subjects.tell_of_others(norm_of(None, threat))
     chosen = attack_named(attack, threat)
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size}
 

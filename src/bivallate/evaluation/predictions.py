@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bivallate.evaluation.attack_functions import attack as adversarial
 from bivallate.evaluation.inference import for_inference
 from bivallate.evaluation.named_attacks import Attack, Stage, attack_named
+from bivallate.evaluation.threat_union import threats_in
 from bivallate.evaluation.verify import logits_of
 from bivallate.lower.threat import ThreatModel
 from bivallate.types import Passes
@@ -27,9 +28,12 @@ class Prediction:
     Attributes:
         label: index of the class with the highest logit.
         confidence: its softmax probability.
-        survives: whether the label stays the same under the attack; None without an attack.
-        becomes: the label of the attacked image if it differs, else None.
+        survives: whether the label stays the same under the attack, within every threat; None without an
+            attack.
+        becomes: the label of the attacked image if it differs, else None; of several threats, within the
+            first in which it differs.
         top: (label, probability) of the most likely classes, the most likely first.
+        within: the threat within which the label becomes another one, else None.
     """
 
     label: int
@@ -37,12 +41,13 @@ class Prediction:
     survives: bool | None
     becomes: int | None
     top: tuple[tuple[int, float], ...]
+    within: ThreatModel | None = None
 
 
 def predict(
     model: nn.Module | Callable[[Tensor], Tensor],
     x: Tensor,
-    threat: ThreatModel | None = None,
+    threat: ThreatModel | Sequence[ThreatModel] | None = None,
     attack: str | Attack | Stage = "pgd-20",
     *,
     top: int = 3,
@@ -56,7 +61,7 @@ def predict(
     Args:
         model: returns logits (B, K) for images in [0, 1].
         x: (B, C, H, W).
-        threat: the set of perturbations; None makes no attack.
+        threat: the set of perturbations, or several, of which each is attacked; None makes no attack.
         attack: by name, or an attack.
         top: number of most likely classes to return.
         seed: of the noise.
@@ -65,28 +70,32 @@ def predict(
         One prediction for each image.
 
     Raises:
-        UserError: an unknown attack, or images outside [0, 1].
+        UserError: an unknown attack, one that a threat does not have, a threat that is there twice, or images
+            outside [0, 1].
 
-    Cost: one forward; with a threat also the attack and another forward.
+    Cost: one forward; for each threat also the attack and another forward.
     """
-    chosen = attack_named(attack, threat)
+    attack_named(attack)  # a misspelt one is said without a threat too
+    chosen = [(each, attack_named(attack, each)) for each in threats_in(threat)]
     clean = logits_on(model, x)
     labels = clean.argmax(1)
-    attacked: Tensor | None = None
-    if threat is not None:
-        attacked = logits_on(model, adversarial(model, x, labels, threat, chosen, seed=seed)).argmax(1)
+    attacked = [
+        (each, logits_on(model, adversarial(model, x, labels, each, parsed, seed=seed)).argmax(1).tolist())
+        for each, parsed in chosen
+    ]
     shares = clean.double().softmax(1)
     found = []
     for row, label in enumerate(labels.tolist()):
-        other = label if attacked is None else int(attacked[row])
         likeliest = shares[row].topk(min(top, shares.shape[1]))
+        within, other = next(((each, to[row]) for each, to in attacked if to[row] != label), (None, None))
         found.append(
             Prediction(
                 label,
                 float(shares[row, label]),
-                None if attacked is None else other == label,
-                None if other == label else other,
+                within is None if attacked else None,
+                other,
                 tuple(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)),
+                within,
             )
         )
     return found

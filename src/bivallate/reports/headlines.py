@@ -47,7 +47,10 @@ def headlines(runs: Sequence[RunRecord]) -> list[Headline]:
 
 def _headline(run: RunRecord) -> Headline:
     strong, about = run.strongest, f"{run.config.method.name}, {run.config.data.name or 'tensors'}"
-    fresh = [a.verdict for a in run.audits if not a.stale]
+    several = len(run.config.method.threats) > 1  # a verdict says nothing about the other threats
+    fresh = [
+        f"{a.verdict} at {radius(a.threat)}" if several else a.verdict for a in run.audits if not a.stale
+    ]
     verdict = ", ".join(dict.fromkeys(fresh))
     if strong is None:
         return Headline(run.label, about, verdict=verdict)
