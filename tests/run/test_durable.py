@@ -178,6 +178,18 @@ def test_an_interrupted_run_goes_on_whatever_became_of_one_of_its_files(name, da
     same(whole, run)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
+def test_the_same_command_goes_on_from_a_part_of_the_configuration(share, half, whole, tmp_path):
+    """A configuration that ends at a line's end can be read, and is another run's by what it lacks."""
+    run = copy(half, tmp_path / "run")
+    lines = (run / "config.toml").read_text().splitlines(keepends=True)
+    (run / "config.toml").write_text("".join(lines[: round(share * len(lines))]))
+    with pytest.warns(UserWarning, match="was (torn|damaged): written again from the checkpoint"):
+        train(run, resume_if_there=True)
+    assert (run / "config.toml").read_text() == "".join(lines)
+    same(whole, run)
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "ema.safetensors", "metrics.jsonl", "model.json", "config.toml"]

@@ -146,7 +146,7 @@ def _torn(folder: RunFolder, kept: dict[str, Any], original: Config) -> str:
     whole = _flat(kept)
     if there.keys() - whole.keys():
         return ""  # the user has added something: not incomplete, but compared as it is
-    if not text.endswith("\n"):
+    if not text.endswith("\n") or not any(key.startswith("method.") for key in there):
         return "was torn"
     missing = whole.keys() - there.keys()
     if not missing or missing.isdisjoint(differing(original, Config.read(folder.config))):

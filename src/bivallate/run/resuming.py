@@ -186,11 +186,13 @@ def _check_same(config: Config, folder: RunFolder, tell: Tell) -> None:
 
     `tell` is told of those that the run does not take from here but keeps as they were.
     """
+    free = (*FREE, "channels_last") if config.channels_last == "auto" else FREE
     try:
         there = Config.read(folder.config)
-    except UserError:  # incomplete or missing: `resume` writes it again
+        if not {*free}.issuperset(differing(config, there)):
+            there, _ = reopen(folder, tell)  # half a file can be readable too: written again, if so
+    except UserError:  # `resume` says what is wrong, or writes it again
         return
-    free = (*FREE, "channels_last") if config.channels_last == "auto" else FREE
     differ = differing(config, there)
     other = [key for key in differ if key not in free]
     if other:
