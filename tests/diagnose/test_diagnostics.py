@@ -286,6 +286,17 @@ def test_curves_leave_out_what_was_not_recorded():
     assert [p.key for p in warm.panels] == ["temperature"]
 
 
+def test_curves_show_which_threat_was_the_strongest():
+    shares = [line | {"strongest_l2": 0.75, "strongest_l1": 0.1 * line["epoch"]} for line in HISTORY]
+    found = learning_curves({"a": shares, "b": HISTORY}, ["strongest"])
+    (ax,) = found.draw().axes
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == ["L2", "L1"], "not Linf, which no run has recorded"
+    lines = [line.get_ydata() for line in ax.get_lines() if len(line.get_xdata())]
+    np.testing.assert_allclose(sorted(map(list, lines)), [[10, 20, 30], [75, 75, 75]])
+    assert found.data()["b"]["strongest_l2"] == [None] * 3
+
+
 def score():
     from bivallate.evaluation import attack_and_score
 

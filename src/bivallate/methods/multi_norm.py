@@ -32,8 +32,8 @@ def max_at(
     """MAX: adversarial training against the worst, for each image, of several threats.
 
     PGD-K attacks within each threat, and the network learns from the perturbation of the highest loss. Whose
-    it is stands in the run's `metrics.jsonl` (`strongest_l1`): on digits mostly Linf's, and there E-AT kept
-    more under all threats together at a third of the cost (docs/threats.md).
+    it is stands in `metrics.jsonl` (`strongest_l1`) and in the learning curves of a report: on digits mostly
+    Linf's, and there E-AT kept more under all threats together at a third of the cost (docs/threats.md).
 
     Args:
         threat: the set of perturbations.

@@ -13,7 +13,7 @@ from bivallate.errors import UserError
 from bivallate.evaluation import Score
 from bivallate.evaluation.threat_union import radius
 from bivallate.reports.collect import RunRecord
-from bivallate.reports.diagnostics.curves import learning_curves
+from bivallate.reports.diagnostics.curves import STRONGEST, learning_curves
 from bivallate.reports.diagnostics.diagnostic import Diagnostic
 from bivallate.reports.diagnostics.easy_and_hard import EasyAndHard, easy_and_hard
 from bivallate.reports.diagnostics.per_class import MANY, Confusion, confusion, per_class
@@ -133,6 +133,8 @@ def _curves_caption(runs: Sequence[RunRecord]) -> str:
         "Learning curves. Held-out robust accuracy is under the short attack that training measures itself "
         "with; effective weights: (sum w)^2 / (B sum w^2), 100 % when all examples count alike."
     )
+    if any(STRONGEST.keys() & line.keys() for run in runs for line in run.history):
+        text += " Strongest threat: share of the examples on which the loss within it is the highest."
     rolled = any(alarm.get("rolled_back") for run in runs for alarm in run.alarms)
     return text + (" Dotted verticals: the sentinel rolled the run back." if rolled else "")
 

@@ -17,10 +17,13 @@ NO_EPOCH = "no epoch was finished and recorded: train for one at least"
 
 History = Sequence[Mapping[str, Any]]
 
+STRONGEST = {"strongest_linf": "Linf", "strongest_l2": "L2", "strongest_l1": "L1"}
+STYLES = "-", (0, (3, 1.5)), (0, (1, 1))  # of the quantities that share a panel
+
 
 @dataclass(frozen=True)
 class Panel:
-    """A panel of the figure: one quantity of metrics.jsonl, its label with unit, and how to draw it."""
+    """A panel of the figure: a quantity of metrics.jsonl, its label with unit, and how to draw it."""
 
     key: str
     label: str
@@ -28,8 +31,12 @@ class Panel:
     log: bool = False
     whole: bool = False  # an accuracy: the axis is from 0 to 100
     cosine: bool = False  # the axis ends at 1, and begins at 0 or below
-    second: str = ""  # another quantity in the same panel, drawn dashed
-    legend: tuple[str, str] = ("", "")
+    shared: tuple[tuple[str, str], ...] = ()  # several quantities, with their names in the legend
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """What it draws, the most important first."""
+        return tuple(key for key, _ in self.shared) or (self.key,)
 
 
 PANELS = (
@@ -40,13 +47,25 @@ PANELS = (
         "robust accuracy (%)",
         100,
         whole=True,
-        second="train_robust",
-        legend=("held-out", "training attack"),
+        shared=(("robust", "held-out"), ("train_robust", "training attack")),
+    ),
+    Panel(
+        "strongest",
+        "strongest threat (%)",
+        100,
+        whole=True,
+        shared=tuple(STRONGEST.items()),
     ),
     Panel("effective", "effective weights (%)", 100, whole=True),
     Panel("lr", "learning rate"),
     Panel("temperature", "temperature r (nats)", log=True),
-    Panel("sentinel_pgd", "sentinel (%)", 100, whole=True, second="sentinel_fgsm", legend=("PGD", "FGSM")),
+    Panel(
+        "sentinel_pgd",
+        "sentinel (%)",
+        100,
+        whole=True,
+        shared=(("sentinel_pgd", "PGD"), ("sentinel_fgsm", "FGSM")),
+    ),
     Panel("sentinel_alignment", "gradients' cosine", cosine=True),
 )
 
@@ -71,14 +90,14 @@ class LearningCurves(Diagnostic):
     @property
     def panels(self) -> list[Panel]:
         """The panels for which a run has recorded values."""
-        lines = [line for history in self.runs.values() for line in history]
-        return [
-            p for p in PANELS if p.key in self.keys and any(line.get(p.key) is not None for line in lines)
-        ]
+        return [p for p in PANELS if p.key in self.keys and any(map(self._recorded, p.quantities))]
+
+    def _recorded(self, key: str) -> bool:
+        return any(shown(line, key) for history in self.runs.values() for line in history)
 
     def data(self) -> dict[str, Any]:
         """Label -> quantity -> values; the epochs are the quantity "epoch"."""
-        wanted = ["epoch", *(k for p in self.panels for k in (p.key, p.second) if k)]
+        wanted = ["epoch", *(key for panel in self.panels for key in panel.quantities)]
         return {
             label: {key: [line.get(key) for line in history] for key in wanted}
             for label, history in self.runs.items()
@@ -104,11 +123,11 @@ class LearningCurves(Diagnostic):
     def _panel(self, ax: Any, panel: Panel) -> None:
         for k, (label, history) in enumerate(self.runs.items()):
             shade = colour(k)
-            for key, style in ((panel.second, (0, (3, 1.5))), (panel.key, "-")):
+            for key, style in reversed([*zip(panel.quantities, STYLES, strict=False)]):
                 points = [(line["epoch"], line[key]) for line in history if shown(line, key)]
                 if points:
                     values = [panel.factor * value for _, value in points]
-                    name = label if key == panel.key else None
+                    name = label if style == STYLES[0] else None
                     dot = "o" if len(points) < 3 else ""
                     ax.plot([e for e, _ in points], values, color=shade, ls=style, label=name, marker=dot)
             for line in history:
@@ -123,10 +142,11 @@ class LearningCurves(Diagnostic):
         ax.set_xlabel("epoch")
         ax.set_ylabel(panel.label)
         whole_ticks(ax)
-        if panel.second:
+        if panel.shared:
             styles = [
                 ax.plot([], [], color="#555555", ls=style, label=name)[0]
-                for name, style in zip(panel.legend, ("-", (0, (3, 1.5))), strict=True)
+                for (key, name), style in zip(panel.shared, STYLES, strict=False)
+                if self._recorded(key)
             ]
             ax.legend(handles=styles, loc="best")
 
