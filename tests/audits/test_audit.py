@@ -11,7 +11,7 @@ from tests.audits.villains import LARGE, THREAT, NoGraph, digits, model_of, ther
 from torch import nn
 
 import bivallate as bv
-from bivallate.audits import Audit, Check, audit
+from bivallate.audits import Audit, Check, audit, battery
 from bivallate.audits.exact_tests import below, excess, gap
 from bivallate.audits.plan import LEVELS, choose
 from bivallate.audits.result import AuditProgress
@@ -19,6 +19,7 @@ from bivallate.audits.surrogates import StraightThrough, SurrogateSearch, linear
 from bivallate.cli import run
 from bivallate.evaluation import Attack, Search, attack_and_score
 from bivallate.evaluation.named_attacks import noise as draws
+from bivallate.learnable import copied
 from bivallate.run.config import Validation
 
 
@@ -197,6 +198,49 @@ def test_surrogates_are_used_and_history_is_read():
     assert found.named("history").outcome == "note"
     assert "epoch 2" in found.named("history").finding
     assert not found.is_suspicious
+    for dtype, most in ((torch.float64, 0.0), (torch.float16, 0.05)):  # rounding may turn a point
+        other = audit(
+            model_of("plain", 0),
+            points(),
+            THREAT,
+            budget_passes=1e5,
+            surrogates=[copied(surrogate).to(dtype)],
+        )
+        assert abs(other.accuracy["transfer"] - found.accuracy["transfer"]) <= most
+    assert next(surrogate.parameters()).dtype == torch.float32
+
+
+class Pair(nn.Module):
+    """A model that returns its logits and something else."""
+
+    def forward(self, x):
+        return x.flatten(1)[:, :10], x
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"surrogates": [Pair()]}, "model 1 to transfer from: the model must return logits"),
+        ({"n": 0}, "n must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_audited_is_refused(options, words):
+    with pytest.raises(bv.UserError, match=words):
+        audit(model_of("plain", 0), points(), THREAT, budget_passes=1e5, **options)
+
+
+def test_a_linear_copy_of_many_points_is_fitted_to_some_of_them(monkeypatch):
+    fitted = []
+
+    def imitation(model, x, spread, seed):
+        fitted.append(x)
+        return linear_imitation(model, x, spread, seed)
+
+    monkeypatch.setattr(battery, "IMITATED", 25)
+    monkeypatch.setattr(battery, "linear_imitation", imitation)
+    found = audit(model_of("plain", 0), points(), THREAT, budget_passes=1e5)
+    assert [len(x) for x in fitted] == [20], "every third of sixty"
+    assert found.accuracy["imitation"] < found.clean
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,29 @@ def test_an_evaluation_of_weights_that_have_changed_is_marked(runs, capsys, opti
     assert (found.score.attack, found.stale) == ("noise-10", False)
 
 
+def test_fewer_points_of_the_present_weights_go_before_all_of_earlier_ones(runs, capsys):
+    for name in ("at-0", "at-1"):
+        assert run(["evaluate", str(runs / name), "--attack", "noise", "--json"]) == 0
+        header, _, _ = read_checksummed(runs / name / "best.safetensors")
+        _, others, _ = read_checksummed(runs / "plain-0" / "best.safetensors")
+        write_checksummed(runs / name / "best.safetensors", others, header)
+        assert run(["evaluate", str(runs / name), "--attack", "noise", "--n", "100", "--json"]) == 0
+    capsys.readouterr()
+    found = as_json(capsys, *paths(runs, "at-0", "at-1"), "--attack", "noise")
+    assert [(row["n"], row["stale"]) for row in found["rows"]] == [(100, False)] * 2
+
+
+def test_results_of_runs_of_one_name_are_kept_apart(runs, tmp_path, capsys):
+    for folder in ("a", "b"):
+        shutil.copytree(runs / f"at-{'ab'.index(folder)}", tmp_path / folder / "at")
+    both = [str(tmp_path / folder / "at") for folder in "ab"]
+    out = tmp_path / "out"
+    assert run(["evaluate", *both, both[0], "--attack", "fgsm", "--first", "40", "--out", str(out)]) == 0
+    name = "best-linf-0.1-fgsm-seed0-first40.json"
+    assert sorted(p.name for p in out.iterdir()) == [f"a_at-{name}", f"b_at-{name}"]
+    assert capsys.readouterr().out.count("kept in") == 2
+
+
 def of_schema_1(score: Score) -> str:
     """A file as they were when the name alone said which weights and points they are of."""
     entry = score.to_json() | {"schema": "bivallate-evaluation-1"}

@@ -56,6 +56,13 @@ def test_without_a_threat_nothing_is_attacked():
     assert (found.survives, found.becomes) == (None, None)
 
 
+@pytest.mark.parametrize("threat", [None, bv.Linf(0.1)])
+@pytest.mark.parametrize("x", [torch.full((1, 1, 1, 1), 2), torch.full((1, 1, 1, 1), 1.5)])
+def test_images_beyond_the_box_are_refused(x, threat):
+    with pytest.raises(bv.UserError, match=r"images must (be floating point|lie) in \[0, 1\]"):
+        bv.predict(two_classes(0.5), x, threat, "fgsm")
+
+
 def test_crafted_images_are_those_that_an_evaluation_judges(trained):
     model, data = bv.load(trained), bv.data.load("digits")
     made = craft(model, data.test, bv.Linf(0.1), "pgd-3", n=30, seed=4)

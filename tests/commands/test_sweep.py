@@ -135,6 +135,21 @@ GRID = [
 ]
 
 
+def test_an_evaluation_on_other_points_does_not_count(here, capsys):
+    words = [word for word in GRID if not word.startswith("--n=")]
+    assert run([*GRID, "--seeds=1", "--set=eps=0.1"]) == 0
+    for typed in (["--first=20"], ["--n=20", "--seed=3"]):
+        assert run(["evaluate", "s/at-eps0.1-seed0", "--attack=pgd-2", *typed]) == 0
+    here.clear()
+    assert run([*GRID, "--seeds=1", "--set=eps=0.1"]) == 0
+    assert here == []
+    capsys.readouterr()
+    assert run([*words, "--seeds=1", "--set=eps=0.1", "--json"]) == 0
+    assert [typed[0] for typed in here] == ["evaluate"]
+    (table,) = json.loads(capsys.readouterr().out)
+    assert table["rows"][0]["n"] == 359
+
+
 def test_runs_under_several_threats_are_compared_within_all(here, capsys):
     words = [*GRID, "--seeds=1", "--fix=eps=0.1", "--fix=others=l2:0.4,l1:1", "--json"]
     words[words.index("at")] = "e-at,max-at"

@@ -144,6 +144,19 @@ def test_what_withstands_all_leads_even_if_one_threat_has_a_stronger_attack(
     assert made["rows"][0]["strongest"]["attack"] == both[1], "a stronger one is shown beside it"
 
 
+def test_a_stronger_attack_within_one_threat_is_shown_beside_what_all_have(seeds: list[Path], capsys) -> None:
+    """Both joins begin with the same file, for fgsm is within the second threat alone."""
+    for folder in seeds:
+        shutil.rmtree(folder / "evaluation")
+    noise = ["evaluate", *map(str, seeds), "--attack", "noise-2", "--quiet"]
+    assert run(noise) == 0
+    assert run(["evaluate", str(seeds[0]), "--attack", "fgsm", "--threat", "l2:0.4", "--quiet"]) == 0
+    capsys.readouterr()
+    assert run(["compare", *map(str, seeds)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Strongest: what the strongest evaluation of a run in this threat left" in text
+
+
 def test_a_report_never_says_more_than_its_strongest_evidence(seeds: list[Path]) -> None:
     fgsm = bv.Score.load(seeds[0] / "evaluation" / "best-linf-0.1-fgsm-seed0.json")
     pgd = bv.Score.load(seeds[0] / "evaluation" / "best-linf-0.1-pgd-3-seed0.json")
@@ -328,6 +341,7 @@ REFUSED = {
     "compare RUN --threat l2:0.4 l1:1 --attack clean": "clean is no attack",
     "compare --threat l2:0.4 l1:1 RUNS": "got 'RUNS', which is no run's folder either",
     "audit RUN --threat l2:0.4 l1:1 --claimed 0.5": "--claimed is of one threat, and here are 2",
+    "audit RUN --threat l2:0.4 l1:0": "an audit needs a radius above 0",
     "audit RUN --claimed 0.5": "--claimed is of one threat, and here are 3",
     "audit RUN --threat l2:0.4 --norm l2": "leave out --eps and --norm",
     "predict RUN x.png --threat l2:0.4 y.png": "got 'y.png', which is no image either",

@@ -180,3 +180,15 @@ def test_the_share_of_converged_points_is_of_those_within_a_tenth():
     drawn = FOSCOverEpochs({"at": {1: np.array([0.0, 0.05, 0.1, 0.2])}})
     assert drawn.share("at", 1) == 0.75
     assert drawn.data()["within_0.1"] == {"at": {"1": 0.75}}
+
+
+def test_the_radius_of_training_is_drawn_in_its_own_norm(runs):
+    drawn = DIAGNOSES["eps"](subject([runs / "at", runs / "ball", runs / "wide"], n=20, attack="fgsm"))
+    assert drawn.trained == {"at": 0.1, "wide": 0.2}
+
+
+def test_a_figure_that_cannot_be_written_is_one_line(runs, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    drawn = DIAGNOSES["weights-over-epochs"](subject([runs / "mail"], n=20))
+    with pytest.raises(bv.UserError, match=r"cannot write to .*file"):
+        drawn.save(tmp_path / "file" / "figure")

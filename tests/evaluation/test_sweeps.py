@@ -9,9 +9,11 @@ import torch
 from tests.evaluation.conftest import affine, cloud
 
 import bivallate as bv
+from bivallate.audits import audit
 from bivallate.errors import UserError
 from bivallate.evaluation import (
     attack_and_score,
+    black_box,
     eps_curve,
     minimal_distances,
     transfer,
@@ -134,3 +136,37 @@ def test_an_eps_curve_resumes_radius_by_radius(robust_model, held_out, tmp_path)
     for radius, score in whole.items():
         assert torch.equal(score.robust, resumed[radius].robust)
         assert score.passes == resumed[radius].passes
+
+
+class Named(torch.nn.Sequential):
+    """A model that names its classes."""
+
+    classes: list[str]
+
+
+def named(model, names):
+    made = Named(model)
+    made.classes = list(names)
+    return made
+
+
+def test_points_do_not_transfer_between_models_that_number_their_classes_differently():
+    x = cloud(60, (1, 4, 4))
+    model = named(affine(16, 3), "abc")
+    y = model(x).argmax(1)
+    turned = named(torch.nn.Sequential(model, torch.nn.Linear(3, 3, bias=False)), "cba")
+    with torch.no_grad():
+        turned[0][1].weight.copy_(torch.eye(3).flip(0))  # the same function, its classes in another order
+    kept = transfer(model, named(model, "abc"), (x, y), bv.Linf(0.05), "fgsm")
+    assert kept.robust_accuracy < 1
+    with pytest.raises(UserError, match="in another order"):
+        transfer(model, turned, (x, y), bv.Linf(0.05), "fgsm")
+    with pytest.raises(UserError, match="in another order"):
+        audit(model, (x, y), bv.Linf(0.05), surrogates=[affine(16, 3), turned], budget_passes=1e5)
+
+
+def test_a_surrogate_has_weights_that_name_the_attack(monkeypatch):
+    model, x = affine(16, 3), cloud(10, (1, 4, 4))
+    monkeypatch.setattr(black_box, "attack_rows", None)  # said before anything is attacked
+    with pytest.raises(UserError, match=r"f must be a torch.nn.Module, .* got function"):
+        transfer(model, {"f": lambda z: model(z)}, (x, model(x).argmax(1)), bv.Linf(0.1), "fgsm")

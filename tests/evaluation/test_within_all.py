@@ -10,7 +10,16 @@ from tests.evaluation.conftest import affine, cloud
 
 import bivallate as bv
 from bivallate.errors import UserError
-from bivallate.evaluation import Attack, Score, ThreatUnion, attack_and_score, attack_named, rank, within_all
+from bivallate.evaluation import (
+    Attack,
+    Score,
+    ThreatUnion,
+    attack_and_score,
+    attack_named,
+    evaluation_name,
+    rank,
+    within_all,
+)
 from bivallate.evaluation.threat_union import radius, same_threat, spelt, union_of
 
 THREATS = bv.Linf(0.03), bv.L2(0.25), bv.L1(1.0)
@@ -104,3 +113,16 @@ def test_threats_are_equal_up_to_rounding_and_order() -> None:
     assert not same_threat(one, union_of([bv.Linf(8 / 255), bv.L2(0.6)]))
     assert union_of([bv.L2(0.5)]) == bv.L2(0.5)
     assert spelt(one) == ["linf:0.03137254901960784", "l2:0.5"]
+
+
+@pytest.mark.parametrize("eps", [8 / 255, 0.1, 1.0, 12.0, 0.999995])
+def test_threats_whose_files_have_one_name_are_one_threat(eps: float) -> None:
+    written = float(f"{eps:.6g}")
+    assert evaluation_name("best", bv.L2(eps), "fgsm", 0) == evaluation_name(
+        "best", bv.L2(written), "fgsm", 0
+    )
+    assert same_threat(bv.L2(eps), bv.L2(written))
+    nearest = written * (1 + 0.9e-5)
+    if evaluation_name("best", bv.L2(nearest), "fgsm", 0) == evaluation_name("best", bv.L2(eps), "fgsm", 0):
+        assert same_threat(bv.L2(eps), bv.L2(nearest))
+    assert not same_threat(bv.L2(eps), bv.L2(1.001 * eps))

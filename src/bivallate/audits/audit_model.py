@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -20,15 +21,16 @@ from bivallate.errors import UserError, python_arguments
 from bivallate.evaluation.attack_functions import attack_and_score
 from bivallate.evaluation.inference import for_inference
 from bivallate.evaluation.neighbourhood import gradients
-from bivallate.evaluation.points import as_points, select
+from bivallate.evaluation.points import as_points, select, shared_classes
 from bivallate.evaluation.preflight import Preflight, preflight
 from bivallate.evaluation.progress_display import progress_callback
 from bivallate.evaluation.statistics import wilson
+from bivallate.evaluation.verify import logits_of
 from bivallate.lower.input_guard import call_unharmed
-from bivallate.lower.modes import evaluating
 from bivallate.lower.threat import ThreatModel
+from bivallate.types import Passes
 
-__all__ = ["audit", "passes_a_second"]
+__all__ = ["audit", "check_radius", "passes_a_second"]
 
 POINTS = 500
 TRIED = 64  # points that the cost is estimated on
@@ -79,7 +81,8 @@ def audit(
             points.
 
     Raises:
-        UserError: data or model that cannot be attacked at all, or a budget that is too small.
+        UserError: data or models that cannot be attacked at all, models that name different classes, or a
+            budget that is too small.
 
     Example:
         >>> from bivallate.lower.threat import Linf
@@ -92,19 +95,19 @@ def audit(
         believable
     """
     began = time.perf_counter()
-    _check_claim_and_radius(claimed, threat)
+    _check_claim(claimed)
+    check_radius(threat)
     source = as_points(data, model)
     with torch.random.fork_rng(devices=[]), ExitStack() as stack:
         torch.manual_seed(seed)
         checked = _preflight(model, data, threat)
         module, where, dtype = stack.enter_context(for_inference(model, None))
         judge = _connected(module, checked)
-        for other in surrogates:
-            stack.enter_context(evaluating(other))
-        wanted = select(len(source), min(n or POINTS, len(source)), None, seed)
+        others = [_alike(stack.enter_context(for_inference(other, where))[0], dtype) for other in surrogates]
+        wanted = select(len(source), min(POINTS if n is None else n, len(source)), None, seed)
         x, y = source.tensors(wanted)
         x, y = x.to(where, dtype), y.to(where).long()
-        _same_task(module, surrogates, x[:2])
+        _same_task(module, others, x[:2])
         rate = passes_a_second(judge, x, y, shared=shared)
         plan = _plan(len(wanted), budget_passes, minutes, rate, len(surrogates))
         x, y = source.tensors(select(len(source), plan.n, None, seed))
@@ -112,14 +115,18 @@ def audit(
         show = stack.enter_context(progress_callback(progress))
         cost = estimate(judge, chosen, threat, plan, seed, announce, shared) if announce or show else None
         battery = Battery(judge, chosen, threat, plan, seed, show, cost, shared)
-        battery.run_all(surrogates, random=checked.named("random") is not None)
+        battery.run_all(others, random=checked.named("random") is not None)
     return _report(battery, checked, claimed, claim, history, time.perf_counter() - began)
 
 
-def _check_claim_and_radius(claimed: float | None, threat: ThreatModel) -> None:
-    """Raise UserError for a claim outside [0, 1] and for a radius that is not positive."""
+def _check_claim(claimed: float | None) -> None:
+    """Raise UserError for a claim outside [0, 1]."""
     if claimed is not None and not 0 <= claimed <= 1:
         raise UserError(f"claimed is a fraction in [0, 1], got {claimed!r}; write 0.5 for 50 %")
+
+
+def check_radius(threat: ThreatModel) -> None:
+    """Raise UserError for a radius that is not positive."""
     if threat.eps <= 0:
         raise UserError("an audit needs a radius above 0: with eps = 0 there is no attack")
 
@@ -135,17 +142,26 @@ def _preflight(model: nn.Module | Callable[[Tensor], Tensor], data: Any, threat:
 
 def _same_task(model: nn.Module, surrogates: Sequence[nn.Module], x: Tensor) -> None:
     """Raise UserError for a surrogate that does not read these images or has other classes."""
+    shared_classes([model, *surrogates])
     with torch.no_grad():
         wanted = call_unharmed(model, x).shape
-        for k, other in enumerate(surrogates):
-            try:
-                got = call_unharmed(other, x).shape
-            except (RuntimeError, ValueError, UserError) as error:
-                raise UserError(
-                    f"model {k + 1} to transfer from cannot read {tuple(x.shape[1:])} images: {error}"
-                ) from error
-            if got != wanted:
-                raise UserError(f"model {k + 1} to transfer from has {got[1]} classes, this one {wanted[1]}")
+    for k, other in enumerate(surrogates, 1):
+        try:
+            got = logits_of(other, x, Passes()).shape
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"model {k} to transfer from cannot read {tuple(x.shape[1:])} images: {error}"
+            ) from error
+        except UserError as error:
+            raise UserError(f"model {k} to transfer from: {error}") from error
+        if got != wanted:
+            raise UserError(f"model {k} to transfer from has {got[1]} classes, this one {wanted[1]}")
+
+
+def _alike(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module, or a copy in this precision."""
+    other = any(t.is_floating_point() and t.dtype != dtype for t in module.parameters())
+    return copy.deepcopy(module).to(dtype) if other else module
 
 
 def _connected(module: nn.Module, checked: Preflight) -> nn.Module:

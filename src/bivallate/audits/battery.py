@@ -33,6 +33,9 @@ from bivallate.lower.threat import ThreatModel
 
 __all__ = ["WHITE", "Battery"]
 
+IMITATED = (
+    2000  # points at most that a linear copy is fitted to: its matrix has 16 times their square in bytes
+)
 SUBTLE = 1 / 512  # half a grey level, a change that photographs of eight bits cannot store
 # names of attacks: by the model's own gradients, and without them
 WHITE = ("fgsm", "pgd-few", "pgd", "pgd-more", "pgd-restarts", "cw", "apgd-ce", "apgd", "rescaled")
@@ -151,7 +154,7 @@ class Battery:
         scale = self._clean_margin() or 1.0
         self.run("rescaled", SurrogateSearch("rescaled", Rescaled(self.model, scale), inner))
         self.run("straight", SurrogateSearch("straight", StraightThrough(self.model), inner))
-        x, _ = self.points
+        x = self.points[0][:: -(-len(self.points[0]) // IMITATED)]
         copy = linear_imitation(self.model, x, self.threat.eps / self._largest_radius(), self.seed)
         self.passes += 2 * len(x)
         self.run("imitation", SurrogateSearch("imitation", copy, inner))

@@ -82,6 +82,7 @@ def audit(
     json
         print the result as JSON instead of tables; several results as a list.
     """
+    from bivallate.audits.audit_model import check_radius
     from bivallate.run.evaluation_target import EvaluationTarget
 
     asked, device = threats_of(threat, beside=ball.given), machine.prepare()
@@ -93,6 +94,8 @@ def audit(
         raise UserError(f"--claimed is of one threat, and here are {len(threats)}: name it with --threat")
     options = {"claimed": claimed, "against": against, "factory": source.model, "n": n, "seed": source.seed}
     options |= {"minutes": budget / len(threats), "shared": True}
+    for each in threats:
+        check_radius(each)  # all of them before the first one is attacked
     task = _AuditTask(options, out, len(threats) > 1, json or quiet, json)
     for each in threats:
         task.audit(replace(examined, threat=each))

@@ -112,7 +112,7 @@ def evaluate_runs(
     chosen = subset.n, subset.first, source.seed
     options = EvaluationOptions(*chosen, batch_size, search_precision, shared=True)
     threats = threats_of(texts, beside=ball.given)
-    task = EvaluationTask(options, out, len(folders) * len(attacks) > 1, quiet, json)
+    task = EvaluationTask(options, out, folders, len(folders) * len(attacks) > 1, quiet, json)
     for run in folders:
         foreign = arch is not None or str(run).startswith(zoo.PREFIX)
         if foreign:
@@ -139,7 +139,7 @@ def _split_runs(
 
     names, taken = without_folders(attacks)
     texts, more = without_folders(threats)
-    folders = [*runs, *taken, *more]
+    folders = list(dict.fromkeys([*runs, *taken, *more]))
     if not folders:
         raise UserError("name the folder of a run, such as `bivallate evaluate runs/x --attack pgd-20`")
     return folders, list(dict.fromkeys(attack_named(name).name for name in names)), texts

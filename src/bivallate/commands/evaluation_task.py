@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bivallate.commands.result_files import confirm_kept, result_file
 from bivallate.commands.score_table import one_line, percent, show
 from bivallate.errors import UserError
+from bivallate.quoting import file_name
 from bivallate.run.signals import Interrupted
 from bivallate.terminal import say, say_json
 
@@ -30,6 +31,7 @@ class EvaluationTask:
     Attributes:
         options: of every evaluation.
         out: file, or folder for several results, in place of the run's folder.
+        runs: folders of all runs.
         several: whether there is more than one result, so that each is printed in one line.
         quiet: show no progress.
         json: print JSON.
@@ -39,6 +41,7 @@ class EvaluationTask:
 
     options: EvaluationOptions
     out: Path | None
+    runs: Sequence[Path]
     several: bool
     quiet: bool
     json: bool
@@ -146,5 +149,9 @@ class EvaluationTask:
     def _file(self, target: EvaluationTarget, attack: Attack, run: Path) -> Path | None:
         """The file of a result; None if it cannot be written."""
         default = target.file(attack, self.options)
-        asked = self.out / f"{run.name}-{default.name}" if self.out and self.several else self.out
-        return result_file(default, asked)
+        if not (self.out and self.several):
+            return result_file(default, self.out)
+        from bivallate.reports.collect import labels_of  # names that differ where those of the folders do not
+
+        label = labels_of(list(self.runs))[self.runs.index(run)]
+        return result_file(default, self.out / f"{file_name(label)}-{default.name}")

@@ -2,6 +2,7 @@
 
 from bivallate.evaluation.attack_functions import attack, attack_and_score
 from bivallate.evaluation.attacked_images import AttackedImages, craft
+from bivallate.evaluation.black_box import transfer
 from bivallate.evaluation.evaluation_identity import Identity, evaluation_name
 from bivallate.evaluation.evaluation_options import EvaluationOptions
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
@@ -11,7 +12,7 @@ from bivallate.evaluation.predictions import Prediction, predict
 from bivallate.evaluation.score import Score
 from bivallate.evaluation.search import Restarts, ScaledPGD, Search, Targets
 from bivallate.evaluation.significance import Row, SeedSpread, over_seeds, rank
-from bivallate.evaluation.sweeps import eps_curve, minimal_distances, transfer
+from bivallate.evaluation.sweeps import eps_curve, minimal_distances
 from bivallate.evaluation.threat_union import ThreatUnion
 from bivallate.renamed import renamed_names
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -78,19 +78,20 @@ def as_points(data: Any, *models: Any) -> Points:
             raise UserError(f"y must be (N,) labels for the N images, got {tuple(x.shape)}, {tuple(y.shape)}")
         return TensorPair(x, y)
     if callable(held):
-        return _renumbered(data, _own_classes(models)) if isinstance(data, Split) else data
+        return _renumbered(data, shared_classes(models)) if isinstance(data, Split) else data
     return as_rows(data)
 
 
-def _own_classes(models: tuple[Any, ...]) -> list[str] | None:
-    """The class names that all these models share; None if one of them has no names."""
+def shared_classes(models: Sequence[Any]) -> list[str] | None:
+    """The class names that all these models share; None if one of them has no names.
+
+    Raises UserError if two name different ones.
+    """
     found = [getattr(getattr(model, "_orig_mod", model), "classes", None) for model in models]
     named = [list(names) for names in found if isinstance(names, list | tuple)]
-    if not named or len(named) < len(found):
-        return None
     if any(names != named[0] for names in named):
         raise UserError("these models name different classes, or in another order: look at each on its own")
-    return named[0]
+    return named[0] if named and len(named) == len(found) else None
 
 
 def _renumbered(split: Split, known: list[str] | None) -> Split:
@@ -160,7 +161,7 @@ def check_labels(y: Tensor, classes: int) -> None:
 
 def class_names(model: Any, count: int) -> list[str]:
     """The names of a model's classes, one short line each; their numbers if it has no names."""
-    names = _own_classes((model,))
+    names = shared_classes([model])
     known = names if names is not None and len(names) == count else range(count)
     return [line(name, NAME) for name in known]
 

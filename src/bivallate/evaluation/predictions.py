@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bivallate.evaluation.attack_functions import attack as adversarial
 from bivallate.evaluation.inference import for_inference
 from bivallate.evaluation.named_attacks import Attack, Stage, attack_named
+from bivallate.evaluation.points import check_images
 from bivallate.evaluation.threat_union import threats_in
 from bivallate.evaluation.verify import logits_of
 from bivallate.lower.threat import ThreatModel
@@ -76,6 +77,7 @@ def predict(
     Cost: one forward; for each threat also the attack and another forward.
     """
     attack_named(attack)  # a misspelt one is said without a threat too
+    check_images(x)
     chosen = [(each, attack_named(attack, each)) for each in threats_in(threat)]
     clean = logits_on(model, x)
     labels = clean.argmax(1)

@@ -104,7 +104,7 @@ def preflight(
     source = as_points(data, model)
     if len(source) == 0:
         raise UserError("there are no points to look at: the data is empty")
-    rows = torch.linspace(0, len(source) - 1, min(ROWS, len(source))).long()
+    rows = torch.linspace(0, len(source) - 1, min(ROWS, len(source)), dtype=torch.float64).long()
     x, y = source.tensors(rows)
     findings = [*images(x), *modes(model)]
     classes, clean, near = 0, None, None

@@ -25,7 +25,7 @@ __all__ = [
     "union_of",
 ]
 
-SAME_RADIUS = 1e-6  # relative
+SAME_RADIUS = 1e-5  # relative; radii that the names of files do not tell apart differ by less
 
 
 @part

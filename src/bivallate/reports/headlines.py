@@ -77,7 +77,7 @@ def _attack(score: Score) -> str:
 
 def _beside(run: RunRecord, strong: Evaluation) -> str:
     """Result of the next strongest evaluation of the same weights in the same threat, as text."""
-    others = [e for e in run.leading(strong.weights, "test", strong.score.threat) if e.path != strong.path]
+    others = [e for e in run.leading(strong.weights, "test", strong.score.threat) if e.files != strong.files]
     if not others:
         return ""
     score = others[0].score

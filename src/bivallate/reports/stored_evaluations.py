@@ -60,6 +60,11 @@ class Evaluation:
     parts: tuple[Evaluation, ...] = ()
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The file, or those that it joins."""
+        return tuple(part.path for part in self.parts) or (self.path,)
+
+    @property
     def mixed(self) -> bool:
         """Whether it joins several attacks."""
         return len({part.score.attack for part in self.parts}) > 1

@@ -15,12 +15,12 @@ import torch
 
 from bivallate.data import Dataset
 from bivallate.evaluation import Attack, Score, attack_and_score, attack_named
+from bivallate.evaluation.black_box import clean_scores
 from bivallate.evaluation.evaluation_file import pack
 from bivallate.evaluation.geometry import fosc_after
 from bivallate.evaluation.named_attacks import ensemble
 from bivallate.evaluation.points import as_points, data_fingerprint, model_fingerprint, select
 from bivallate.evaluation.statistics import wilson
-from bivallate.evaluation.sweeps import clean_scores
 from bivallate.files import write_json
 from bivallate.lower.apgd import APGD
 from bivallate.lower.fab import FAB

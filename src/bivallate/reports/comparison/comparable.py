@@ -162,9 +162,11 @@ def choose(runs: Sequence[RunRecord], paths: Sequence[Path], wanted: EvaluationF
 def _pick(candidates: Sequence[Sequence[Evaluation]]) -> list[Evaluation]:
     """Choose one candidate of each run, on the same points if possible.
 
-    The largest set of shared points is taken, and if possible evaluations with the same seed.
-    If no points are shared, each run's evaluation on most points is taken.
+    The largest set of shared points is taken, and if possible evaluations with the same seed. If no points
+    are shared, each run's evaluation on most points is taken. Stale ones count only if a run has no other.
     """
+    fresh = [[e for e in some if not e.stale] for some in candidates]
+    candidates = fresh if all(fresh) else candidates
     shared = set.intersection(*({e.score.data_fingerprint for e in some} for some in candidates))
     if shared:
         found = {e.score.data_fingerprint: e.score.n for e in candidates[0]}

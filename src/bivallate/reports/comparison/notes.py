@@ -104,7 +104,7 @@ def stronger(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> list
         f"{run.label}: {lead.score.attack} on {lead.score.n} points is stronger and left "
         f"{share_cell(lead.score.robust_accuracy, lead.score.interval_95)} %."
         for run, own, lead in trios
-        if lead.path != own.path
+        if lead.files != own.files
     ]
 
 

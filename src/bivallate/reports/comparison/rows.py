@@ -48,7 +48,7 @@ def single(
         descending=descending,
         training=costs,
     )
-    shown = any(strongest[row.name].path != by_label[row.name][1].path for row in ranked)
+    shown = any(strongest[row.name].files != by_label[row.name][1].files for row in ranked)
     cells, rows = [], []
     for row in ranked:
         record, evaluation = by_label[row.name]
@@ -90,7 +90,7 @@ def _entry(row: Row, record: RunRecord, evaluation: Evaluation, strongest: Evalu
         "data_fingerprint": score.data_fingerprint,
         "classes": len(record.classes),
         "evaluation": str(evaluation.path),
-        "evaluations": [str(part.path) for part in evaluation.parts or (evaluation,)],
+        "evaluations": [str(file) for file in evaluation.files],
         "n": score.n,
         "stale": evaluation.stale,
         **{key: _finite(value) for key, value in row.values.items()},

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from bivallate.files import write_text, write_whole
+from bivallate.errors import UserError
+from bivallate.files import make_folder, write_text, write_whole
 from bivallate.style import literally, styled
 from bivallate.style import save as save_figure
 
@@ -42,7 +43,10 @@ class Diagnostic(ABC):
         first figure.
         """
         place = stem_of(stem)
-        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            make_folder(place.parent)
+        except OSError as error:
+            raise UserError(f"cannot write to {place.parent}: {error.strerror or error}") from error
         write_data(place, self.data())
         with styled():
             return save_figure(self.figure(), place, kinds)

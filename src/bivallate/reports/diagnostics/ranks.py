@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from bivallate.evaluation import attack as attacked
-from bivallate.evaluation.sweeps import clean_scores, eps_curve
+from bivallate.evaluation.black_box import clean_scores
+from bivallate.evaluation.sweeps import eps_curve
 from bivallate.lower.input_guard import call_unharmed
 from bivallate.lower.threat import Linf, Threat
 from bivallate.reports.diagnostics.diagnostic import Diagnostic

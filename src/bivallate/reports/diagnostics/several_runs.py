@@ -81,8 +81,9 @@ def training_eps(s: Subject) -> Diagnostic:
 
 
 def trained(s: Subject) -> dict[str, float]:
-    """Label -> training radius."""
-    return {run.label: run.config.method.threat.eps for run in s.runs}
+    """Label -> training radius, of the runs that were trained in the norm that is drawn."""
+    pairs = [(run.label, threat) for run in s.runs for threat in run.config.method.threats]
+    return {label: threat.eps for label, threat in pairs if type(threat) is type(s.threat)}
 
 
 def weightings(s: Subject) -> Diagnostic:
