@@ -22,8 +22,10 @@ import bivallate as bv
 from bivallate.audits import audit
 from bivallate.files import write_json, write_text
 from bivallate.methods.entries import create
+from bivallate.record import NonFinite
 from bivallate.reproduce.machine import commit
 from bivallate.run.config import Validation
+from bivallate.run.folder import RunFolder
 
 RECORDS, PAGE, RUNS = Path("results/smoothed"), Path("docs/audit.md"), Path("runs/smoothed")
 BEGIN, END = "<!-- smoothed: begin -->", "<!-- smoothed: end -->"
@@ -52,21 +54,22 @@ def load(name: str) -> bv.data.Dataset:
 
 
 def examine(name: str, method: str, seed: int) -> dict[str, Any]:
-    """Train once and audit the result."""
+    """Train once and audit the result; of a training that diverges, say in which epoch."""
     plan, data = SETS[name], load(name)
     threat, folder = bv.Linf(plan.eps), RUNS / f"{name}-{method}-{seed}"
-    run = bv.train(
-        "tiny-cnn", data, create(method, threat), epochs=plan.epochs, batch_size=64, optimizer=bv.SGD(0.1),
-        rate=bv.Triangle(0.4), validation=Validation(10, 500), seed=seed, threads=1, out=folder,
-        overwrite=True,
-    )  # fmt: skip
+    about = {"data": name, "method": method, "seed": seed, "commit": commit().get("id", "unknown")[:7]}
+    try:
+        run = bv.train(
+            "tiny-cnn", data, create(method, threat), epochs=plan.epochs, batch_size=64,
+            optimizer=bv.SGD(0.1), rate=bv.Triangle(0.4), validation=Validation(10, 500), seed=seed,
+            threads=1, out=folder, overwrite=True,
+        )  # fmt: skip
+    except NonFinite:
+        return about | {"diverged_in_epoch": len(RunFolder(folder).read_metrics()) + 1}
     model = bv.load(folder)
     found = audit(model, data.test, threat, n=POINTS, budget_passes=BUDGET, seed=seed)
     alarms = Counter(alarm["kind"] for line in run.history for alarm in line["alarms"])
-    return {
-        "data": name,
-        "method": method,
-        "seed": seed,
+    return about | {
         "clean": found.clean,
         "accuracy": found.accuracy,
         "worst": found.worst,
@@ -77,7 +80,6 @@ def examine(name: str, method: str, seed: int) -> dict[str, Any]:
         "best_epoch": max(run.history, key=lambda line: line["robust"])["epoch"],
         "held_out": max(line["robust"] for line in run.history),
         "held_out_last": run.history[-1]["robust"],
-        "commit": commit().get("id", "unknown")[:7],
     }
 
 
@@ -89,7 +91,13 @@ HEAD = (
 
 
 def row(records: list[dict[str, Any]]) -> str:
-    """A row of the table: means over the seeds."""
+    """A row of the table: means over the seeds whose training ended."""
+    name = f"{records[0]['data']} | {records[0]['method']}"
+    lost = [r["diverged_in_epoch"] for r in records if "diverged_in_epoch" in r]
+    diverged = f"diverged in epoch {' and '.join(map(str, lost))}" * bool(lost)
+    records = [r for r in records if "diverged_in_epoch" not in r]
+    if not records:
+        return f"| {name} |{' - |' * 7} {diverged} | - |"
 
     def mean(values: list[float]) -> float:
         return 100 * statistics.fmean(values)
@@ -107,9 +115,9 @@ def row(records: list[dict[str, Any]]) -> str:
     def counted(found: Counter[str]) -> str:
         return ", ".join(f"{name} {count}" for name, count in found.most_common()) or "-"
 
-    cells = (records[0]["data"], records[0]["method"], f"{clean:.1f}", f"{fgsm:.1f}", f"{pgd:.1f}",
-             f"{worst:.1f}", f"{pgd - worst:.1f}", alignment, counted(alarms), counted(verdicts),
-             counted(evidence))  # fmt: skip
+    cells = (name, f"{clean:.1f}", f"{fgsm:.1f}", f"{pgd:.1f}",
+             f"{worst:.1f}", f"{pgd - worst:.1f}", alignment, counted(alarms),
+             ", ".join(filter(None, [counted(verdicts), diverged])), counted(evidence))  # fmt: skip
     return "| " + " | ".join(cells) + " |"
 
 
