@@ -54,18 +54,18 @@ Shown = list[tuple[list[Setting], dict[str, list[Row]]]]  # the settings that ar
 
 
 def settings(rows: Iterable[Row]) -> dict[Setting, dict[str, list[Row]]]:
-    """Setting -> attacked method of the catalogue -> a row a seed; weights that held-out images chose.
+    """Setting -> label of an attacked method -> a row a seed; weights that held-out images chose.
 
-    A variant of a method stands for it where the method itself was not run.
+    Variants of a method stand for it, each by itself, where the method itself was not run.
     """
     known = registry()
     found: dict[Setting, dict[str, list[Row]]] = {}
-    for r in sorted(rows, key=lambda r: r.variant):  # by name: the highest of several is not chosen
+    for r in sorted(rows, key=lambda r: r.variant):  # the method itself comes first
         if r.method in known and r.method != "plain" and r.weights != "last" and not r.trained:
             key = Setting(r.origin, r.data, r.images, r.threat, r.network, r.attack, r.judged, r.page)
-            of = found.setdefault(key, {}).setdefault(r.method, [])
-            if not of or of[0].variant == r.variant:
-                of.append(r)
+            of = found.setdefault(key, {})
+            if not r.variant or r.method not in of:
+                of.setdefault(r.label, []).append(r)
     return {setting: methods for setting, methods in found.items() if len(methods) >= FEWEST}
 
 
@@ -80,12 +80,12 @@ def strongest(found: dict[Setting, dict[str, list[Row]]]) -> list[Setting]:
 def table(origins: Sequence[Setting], methods: dict[str, list[Row]]) -> str:
     """Markdown of one setting, of the tables that share it."""
     setting = origins[0]
-    some = next(iter(methods.values()))[0]
+    some, of = next(iter(methods.values()))[0], len({rows[0].method for rows in methods.values()})
     known = all(row.worst is not None for rows in methods.values() for row in rows)
     lines = [
         f"### {setting.title}, {setting.attack}",
         "",
-        f"`{setting.attack}` on {some.points:,} {setting.judged} images; {len(methods)} methods, "
+        f"`{setting.attack}` on {some.points:,} {setting.judged} images; {of} methods, "
         f"{', '.join(f'[{one.origin}]({one.page}.md)' for one in origins)}.",
         "",
         f"| passes an image, at most | highest | robust | {'worst class | ' * known}not told apart from it |",
@@ -109,7 +109,8 @@ def _line(methods: dict[str, list[Row]], classes: bool) -> str:
     told = ", ".join(others) or ("none" if len(methods) > 1 else "no other was run")
     figures = f"{100 * mean(best, 'robust'):.1f} % [{100 * low:.1f}, {100 * high:.1f}]{seeds}"
     worst = f" {100 * mean(best, 'worst'):.1f} % |" if classes else ""
-    linked = f"[{first}](methods/{first}.md){best[0].label.removeprefix(first)}"
+    name = best[0].method
+    linked = f"[{name}](methods/{name}.md){first.removeprefix(name)}"
     return f"| {linked} | {figures} |{worst} {told} |"
 
 
