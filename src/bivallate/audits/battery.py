@@ -33,9 +33,7 @@ from bivallate.lower.threat import ThreatModel
 
 __all__ = ["WHITE", "Battery"]
 
-IMITATED = (
-    2000  # points at most that a linear copy is fitted to: its matrix has 16 times their square in bytes
-)
+IMITATED = 2000  # points at most for a linear copy, whose matrix has 32 bytes for each pair of them
 SUBTLE = 1 / 512  # half a grey level, a change that photographs of eight bits cannot store
 # names of attacks: by the model's own gradients, and without them
 WHITE = ("fgsm", "pgd-few", "pgd", "pgd-more", "pgd-restarts", "cw", "apgd-ce", "apgd", "rescaled")

@@ -112,11 +112,12 @@ class SweepProcesses:
     Attributes:
         out: folder of the sweep.
         common: settings of all runs.
-        radii: threats that every run is attacked within; of a union within each.
+        within: threats that every run is attacked within: those of all combinations.
     """
 
     def __init__(self, out: Path, common: SweepOptions, radii: list[Any]) -> None:
-        self.out, self.common, self.radii = out, common, radii
+        self.out, self.common = out, common
+        self.within = list(dict.fromkeys(one for threat in radii for one in members(threat)))
         self._running: set[subprocess.Popen[bytes]] = set()
         self._over, self._lock = False, threading.Lock()
 
@@ -138,7 +139,7 @@ class SweepProcesses:
         elif not _trained(cell.folder):
             did.append("went on")
             self._run(cell, ["resume", str(cell.folder), method, model, threads, "--quiet"])
-        for threat in dict.fromkeys(one for each in self.radii for one in members(each)):
+        for threat in self.within:
             if self._score(cell, threat) is None:
                 did += [] if did[-1:] == ["attacked"] else ["attacked"]
                 more = [*self.common.words("data-dir", "device"), threads, "--quiet", model]

@@ -13,12 +13,7 @@ from torch import Tensor, nn
 from bivallate.errors import UserError, check_seed, python_arguments
 from bivallate.evaluation.attack_functions import attack_and_score, attack_rows
 from bivallate.evaluation.named_attacks import Attack, Stage, attack_named
-from bivallate.evaluation.points import (
-    as_points,
-    model_fingerprint,
-    select,
-    shared_classes,
-)
+from bivallate.evaluation.points import as_points, model_fingerprint, select, shared_classes
 from bivallate.evaluation.score import Score
 from bivallate.lower.apgd import APGD
 from bivallate.lower.problem import LowerProblem
