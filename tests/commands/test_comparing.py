@@ -389,6 +389,23 @@ def test_seeds_of_a_method_are_one_row(runs, capsys):
     assert len(as_json(capsys, *paths(runs), "--over-seeds")["rows"]) == 3, "another setting is another row"
 
 
+@pytest.mark.parametrize("seeds", [[], ["--over-seeds"]], ids=["runs", "seeds"])
+def test_a_training_that_failed_is_said_below_the_mean_that_hides_it(runs, capsys, seeds):
+    broken, guesses, mended = (runs / name / "metrics.jsonl" for name in NAMES[:3])
+    step = {"kind": "catastrophic", "step": 3, "text": "fgsm 90 %, pgd 0 %", "rolled_back": False}
+    for file, more in (
+        (broken, {"alarms": [step | {"epoch": 1}, step | {"epoch": 2}]}),
+        (guesses, {"at_chance": True}),
+        (mended, {"alarms": [step | {"epoch": 1, "rolled_back": True}]}),
+    ):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        lines[-1] |= more
+        file.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    notes = as_json(capsys, *paths(runs), *seeds)["notes"]
+    assert f"At chance at the end of their training: {NAMES[1]}." in notes
+    assert f"Catastrophic overfitting, by the sentinel's alarm: {NAMES[0]} (epoch 1)." in notes
+
+
 def test_a_seed_counts_once(runs, capsys):
     shutil.copytree(runs / "at-0", runs / "copy")
     assert run(["compare", *paths(runs, "at-0", "copy"), "--over-seeds"]) == 2

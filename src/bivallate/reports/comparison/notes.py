@@ -59,12 +59,25 @@ def different(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> lis
     unfinished = [r.label for r in records if len(r.history) < r.config.epochs]
     if unfinished:
         notes.append(f"Not trained to the end: {', '.join(unfinished)}.")
+    notes += _failed(records)
     if len({e.score.data_fingerprint for e in chosen}) > 1:
         counts = ", ".join(f"{r.label}: {e.score.n}" for r, e in pairs)
         notes.append(
             f"The runs were not evaluated on the same points ({counts}), so differences between those that "
             "were not are not tested; evaluate them with the same --n or --first and --seed."
         )
+    return notes
+
+
+def _failed(records: Sequence[RunRecord]) -> list[str]:
+    """Notes on trainings that the sentinel saw fail, which a mean over seeds would hide."""
+    guessing = [r.label for r in records if r.history and r.history[-1].get("at_chance")]
+    notes = [f"At chance at the end of their training: {', '.join(guessing)}."] if guessing else []
+    found = ((r, a) for r in reversed(records) for a in reversed(r.alarms))
+    broken = {r.label: a["epoch"] for r, a in found if a["kind"] == "catastrophic" and not a.get("rolled_back")}
+    if broken:
+        told = ", ".join(f"{label} (epoch {epoch})" for label, epoch in sorted(broken.items()))
+        notes.append(f"Catastrophic overfitting, by the sentinel's alarm: {told}.")
     return notes
 
 
