@@ -61,6 +61,7 @@ def cells_of(figure: PaperFigure, scale: Scale) -> list[Cell]:
             f"{figure.name} is of {group}, for which {figure.table} has no {', '.join(absent)} "
             f"at scale {scale}"
         )
+    _refuse_other_weightings(figure, first)
     first = [cell.but(keep=tuple(sorted({*cell.keep, *figure.keep}))) for cell in first]
     if figure.variants:
         return [
@@ -73,6 +74,20 @@ def cells_of(figure: PaperFigure, scale: Scale) -> list[Cell]:
     radii = [_times(first[0].eps, factor) for factor in figure.radii]
     swept = [cell.but(eps=eps, group=f"eps {eps}") for cell in first for eps in radii]
     return [next((own for own in cells if own.but(group=new.group) == new), new) for new in swept]
+
+
+def _refuse_other_weightings(figure: PaperFigure, cells: Sequence[Cell]) -> None:
+    """Raise UserError before a training whose method has no weight network for a figure of that."""
+    from bivallate.reports.diagnostics.omega import weighs_by_margins
+
+    if "omega" not in figure.each:
+        return
+    others = [c.row for c in cells if not weighs_by_margins(configure(c, 0, "cpu", 1).method.weighting)]
+    if others:
+        raise UserError(
+            f"{figure.name} is of networks that weight by margins, which {', '.join(others)} does not have: "
+            f"leave out --only for that of {', '.join(FIGURES[figure.name].rows)}"
+        )
 
 
 def _other_group(figure: PaperFigure, cells: list[Cell]) -> str:

@@ -18,7 +18,7 @@ from bivallate.reports.diagnostics.diagnostic import Diagnostic
 from bivallate.reports.diagnostics.weighed_points import weigh_points
 from bivallate.style import COLOURS, figure
 from bivallate.types import Clock, Evidence
-from bivallate.weighting.margin_net import BoundMarginNet
+from bivallate.weighting.margin_net import BoundMarginNet, MarginNet
 
 Place = Literal["clean", "adversarial"]
 PLACES: tuple[Place, ...] = ("clean", "adversarial")
@@ -86,13 +86,18 @@ def omega(
         UserError: the method has no network that weights by margins.
     """
     net = method.weighting
-    if not isinstance(net, BoundMarginNet) or "margin" not in net.rule.inputs:
+    if not (isinstance(net, BoundMarginNet) and weighs_by_margins(net.rule)):
         raise UserError("this method has no network that weights by margins; BiLAW has one")
     rules = [partial(_at, net, place) for place in PLACES]
     found = [weigh_points(model, method, data, clock, n=n, seed=seed, weighting=rule) for rule in rules]
     margin = logit_margin(torch.from_numpy(found[0].clean), torch.from_numpy(found[0].y))  # of probabilities
     clean = np.stack([margin.numpy(), found[0].weights])
     return Omega(label, clean, np.stack([found[1].margin, found[1].weights]))
+
+
+def weighs_by_margins(weighting: object) -> bool:
+    """Whether a method's weighting is a network of which `omega` can be drawn."""
+    return isinstance(weighting, MarginNet) and "margin" in weighting.inputs
 
 
 def _at(net: BoundMarginNet, place: Place, evidence: Evidence) -> torch.Tensor:
