@@ -39,7 +39,7 @@ from bivallate.run.from_config import load_data
 from bivallate.run.optim import SGD
 from bivallate.run.rates import Triangle
 from bivallate.run.sentinel import Sentinel
-from bivallate.run.trainer import limit_threads
+from bivallate.run.arithmetic import limit_threads
 from bivallate.upper.loss import Loss, Mart, Trades, adversarial
 from bivallate.weighting.base import After, Weighting, equal
 from bivallate.weighting.dro import KLDRO

@@ -26,7 +26,7 @@ from bivallate.run.from_config import load_data
 from bivallate.run.load_model import load
 from bivallate.run.progress import TerminalProgress
 from bivallate.run.signals import Interrupted
-from bivallate.run.trainer import limit_threads
+from bivallate.run.arithmetic import limit_threads
 
 FORMATS = {"bfloat16": "bf16", "float32": "float32"}
 COLUMNS = ("clean", "pgd-20", "last clean", "last pgd-20")

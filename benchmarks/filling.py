@@ -28,7 +28,7 @@ from bivallate.run.from_config import create_model, load_data
 from bivallate.run.memory_layout import trial_session, whole_step
 from bivallate.run.resuming import computable
 from bivallate.run.session import Session
-from bivallate.run.trainer import limit_threads
+from bivallate.run.arithmetic import limit_threads
 from bivallate.types import Batch
 
 SIZES = (1, 2, 3, 4)

@@ -16,11 +16,11 @@ from bivallate.files import write_json
 from bivallate.lower.threat import Linf
 from bivallate.method import Method
 from bivallate.quoting import command
+from bivallate.run.arithmetic import limit_threads
 from bivallate.run.load_model import load
 from bivallate.run.optim import SGD
 from bivallate.run.progress import TerminalProgress
 from bivallate.run.rates import Triangle
-from bivallate.run.trainer import limit_threads
 from bivallate.run.training import train
 from bivallate.terminal import literal_console
 

@@ -86,6 +86,14 @@ def test_without_held_out_rows_the_training_rows_say_it(few):
     assert not alarms(run(plan(PLAIN, epochs=7), bare))
 
 
+def test_a_network_that_is_right_on_sorted_rows_is_not_at_chance(few):
+    order = few.validation.labels.argsort(stable=True)
+    held = few.but(validation=few.validation.subset(order))
+    found = run(plan(PLAIN, epochs=7, validation=Validation(0, 60), rate=Flat(), optimizer=SGD(0.1)), held)
+    assert found.history[-1]["clean"] > 0.5
+    assert not alarms(found)
+
+
 def test_few_right_answers_to_a_rare_class_are_no_chance(few, monkeypatch):
     """Imbalanced: 90 % are of one class, and a network that finds the others is right less often."""
     from bivallate.run import chance

@@ -14,7 +14,7 @@ from bivallate.run.averaging import Average
 from bivallate.run.config import Config, Data, Validation
 from bivallate.run.execution import execute
 from bivallate.run.trainer import Trainer
-from bivallate.run.validation import held_out
+from bivallate.run.validation import held_out, measured_rows
 
 THREAT = bv.Linf(0.1)
 QUICK = {"epochs": 3, "batch_size": 100, "threads": 1, "validation": Validation(2, 60)}
@@ -123,18 +123,31 @@ def test_kept_epochs_are_the_weights_of_that_epoch(digits, tmp_path):
     assert not (tmp_path / "bad").exists()
 
 
-def test_a_kept_epoch_is_as_it_was_measured_whatever_the_sentinel_does_next(digits, tmp_path, monkeypatch):
+@pytest.mark.parametrize("who", ["sentinel", "curriculum"])
+def test_saved_weights_are_those_that_were_measured_whatever_is_restored_next(
+    digits, tmp_path, monkeypatch, who
+):
+    from bivallate.run.cai_curriculum import CaiCurriculum
     from bivallate.run.sentinel_loop import SentinelLoop
 
     def go_back(self, line):
         with torch.no_grad():
             self.session.model.network.stem[1].weight.zero_()
+        line["alarms"] = [{"kind": "robust", "rolled_back": True}] if who == "sentinel" else []
+        line |= {"level_reloaded": 1} if who == "curriculum" else {}
         return []
 
-    monkeypatch.setattr(SentinelLoop, "after_epoch", go_back)
-    run = bv.train("linear", digits, bv.methods.plain(THREAT), out=tmp_path / "run", keep=(3,), **QUICK)
+    restoring = SentinelLoop if who == "sentinel" else CaiCurriculum
+    monkeypatch.setattr(restoring, "after_epoch", go_back)
+    method = bv.methods.plain(THREAT)
+    run = bv.train("linear", digits, method, out=tmp_path / "run", keep=(1, 3), **QUICK)
     assert not run.model.network.stem[1].weight.any()
-    assert bv.load(tmp_path / "run", "epoch-3").network.stem[1].weight.any()
+    for name in ("best", "epoch-1", "epoch-3"):
+        assert bv.load(run.path, name).network.stem[1].weight.any()
+        (run.path / f"{name}.safetensors").unlink()
+    with pytest.warns(UserWarning, match="in no checkpoint: "):  # nothing else is passed off as them
+        bv.resume(run.path, dataset=digits)
+    assert {file.stem for file in run.path.glob("*.safetensors")} == {"model"}
 
 
 def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -191,10 +204,40 @@ def test_held_out_is_a_function_of_its_arguments_and_leaves_the_model_alone(digi
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(digits):
+def test_rows_of_sorted_data_are_measured_from_all_classes(digits):
+    mixed = digits.test
+    ordered = mixed.subset(mixed.labels.argsort(stable=True))
+    assert torch.equal(measured_rows(mixed, 100, 0), torch.arange(100)), "as they are stored"
+    assert torch.equal(measured_rows(ordered, len(ordered), 0), torch.arange(len(ordered)))
+    chosen = measured_rows(ordered, 100, 0)
+    assert len(chosen.unique()) == 100
+    assert all(n >= 3 for n in torch.bincount(ordered.labels[chosen], minlength=10))
+    assert torch.equal(chosen, measured_rows(ordered, 100, 0))
+    assert not torch.equal(chosen, measured_rows(ordered, 100, 1))
+    settings = {"steps": 1, "rows": 100, "seed": 0, "device": torch.device("cpu")}
+    model = bv.models.create("linear", num_classes=10, shape=(1, 8, 8), seed=0)
+    x, y = ordered.tensors(chosen)
+    clean, _, _ = held_out(model, ordered, (THREAT,), **settings)
+    assert clean * 100 == int((model(x).argmax(1) == y).sum())
+
+
+DROPS = {"epochs": 1, "validation": Validation(0, 60)}
+
+
+@pytest.mark.parametrize(
+    ("network", "method", "settings"),
+    [("tiny-cnn", bv.methods.fast_at(THREAT), {}), ("wrn-16-8", bv.methods.plain(THREAT), DROPS)],
+    ids=["tiny-cnn", "dropout"],
+)
+def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(digits, network, method, settings):
+    width = {"width": 0.06} if network.startswith("wrn") else {}
+
     def weights(seed: int) -> torch.Tensor:
         torch.rand(seed + 3)  # the state of the global generator must not matter
-        run = bv.train("tiny-cnn", digits, bv.methods.fast_at(THREAT), seed=seed, **QUICK)
+        before = torch.get_rng_state()
+        made = bv.models.create(network, num_classes=10, shape=(1, 8, 8), seed=seed, **width)
+        run = bv.train(made, digits, method, seed=seed, **{**QUICK, **settings})
+        assert torch.equal(torch.get_rng_state(), before), "and is left alone"
         return torch.cat([p.flatten() for p in run.model.parameters()])
 
     assert torch.equal(weights(1), weights(1))

@@ -192,8 +192,8 @@ class Machine:
 
     def prepare(self) -> torch.device:
         """Set the number of threads and return the device. Raises UserError if it is not available."""
+        from bivallate.run.arithmetic import limit_threads
         from bivallate.run.from_config import pick_device
-        from bivallate.run.trainer import limit_threads
 
         limit_threads(self.threads)
         return pick_device(self.device)

@@ -174,9 +174,9 @@ def _sets(settings: tuple[str, ...], key: str) -> bool:
 
 def _foretell(plan: Any, dataset: Any, network: Any, folder: Path) -> None:
     """Print the configuration on standard output and the expected cost on standard error."""
+    from bivallate.run.arithmetic import limit_threads
     from bivallate.run.execution import check_possible
     from bivallate.run.forecast import forecast
-    from bivallate.run.trainer import limit_threads
 
     check_possible(plan, dataset)
     limit_threads(plan.threads)

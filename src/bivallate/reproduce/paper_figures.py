@@ -18,9 +18,9 @@ from bivallate.reproduce.papers.figure_list import FIGURES, PaperFigure
 from bivallate.reproduce.planning import chosen
 from bivallate.reproduce.running import cut, trained
 from bivallate.reproduce.scaling import at_scale
+from bivallate.run.arithmetic import limit_threads
 from bivallate.run.from_config import load_data
 from bivallate.run.progress import Progress
-from bivallate.run.trainer import limit_threads
 
 __all__ = ["cells_of", "draw", "find_figure"]
 

@@ -20,6 +20,7 @@ from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.measuring import columns_of, measured
 from bivallate.reproduce.paper_table import Scale
 from bivallate.reproduce.sharing import find_equal_run, training_of, with_all_kept
+from bivallate.run.arithmetic import limit_threads
 from bivallate.run.config import Config
 from bivallate.run.execution import execute
 from bivallate.run.folder import RunFolder
@@ -27,7 +28,6 @@ from bivallate.run.from_config import create_model, load_data, pick_device
 from bivallate.run.load_model import load
 from bivallate.run.progress import Progress
 from bivallate.run.resuming import computable, resume
-from bivallate.run.trainer import limit_threads
 
 __all__ = ["SCHEMA", "Job", "record_path", "run_job", "train_for", "trained"]
 

@@ -1,4 +1,4 @@
-"""The number format and the memory layout of a run's computations."""
+"""The number format, the memory layout and the threads of a run's computations."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ __all__ = [
     "has_bfloat16",
     "has_tf32",
     "lay_out",
+    "limit_threads",
     "within",
 ]
 
@@ -156,3 +157,12 @@ def lay_out(model: nn.Module, channels_last: bool | str) -> None:
     if channels_last is True:
         untyped: Any = model
         untyped.to(memory_format=torch.channels_last)
+
+
+def limit_threads(threads: int) -> None:
+    """Set torch's number of threads; 0 keeps torch's. A resume to the same bits needs the same number."""
+    most = 4 * (os.cpu_count() or 1)
+    if not 0 <= threads <= most:
+        raise UserError(f"threads must lie between 0 (torch's choice) and {most} here, got {threads}")
+    if threads:
+        torch.set_num_threads(threads)

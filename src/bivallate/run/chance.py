@@ -15,7 +15,7 @@ from bivallate.evaluation.statistics import at_chance
 from bivallate.lower.input_guard import call_unharmed
 from bivallate.lower.modes import evaluating
 from bivallate.run.progress import attacks
-from bivallate.run.validation import BATCH
+from bivallate.run.validation import BATCH, measured_rows
 
 if TYPE_CHECKING:
     from bivallate.run.session import Session
@@ -33,7 +33,9 @@ def chance_verdict(session: Session, line: dict[str, Any]) -> str:
     pass per row, which no total counts.
     """
     split, kind, right = session.dataset.validation, "held-out", 0.0
-    rows = list(range(min(len(split or ()), session.config.validation.rows))) if "clean" in line else []
+    watched, seed, rows = session.config.validation.rows, session.config.seed, list[int]()
+    if split is not None and "clean" in line:
+        rows = measured_rows(split, watched, seed).tolist()
     if split is None or len(rows) < fewest_images(_commonest(split, rows)):
         split, kind, margins = session.batches.split, "training", line.get("watched_clean", {})
         rows, right = [int(row) for row in margins], sum(margin > 0 for margin in margins.values())

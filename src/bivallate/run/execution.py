@@ -16,7 +16,7 @@ from bivallate.errors import UserError, check_number
 from bivallate.gradient_sums import overlapping
 from bivallate.lower.synced_batchnorm import unsynchronise
 from bivallate.models import Classifier
-from bivallate.run.arithmetic import computing
+from bivallate.run.arithmetic import computing, limit_threads
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
 from bivallate.run.lock import Lock, lock_folder
@@ -25,7 +25,7 @@ from bivallate.run.loggers import loggers
 from bivallate.run.memory_layout import resolved_layout
 from bivallate.run.progress import Progress
 from bivallate.run.session import Session
-from bivallate.run.trainer import Trainer, limit_threads
+from bivallate.run.trainer import Trainer
 
 __all__ = ["Run", "check_minutes", "check_possible", "execute", "finish", "locked_folder"]
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from bivallate import collective
 from bivallate.errors import UserError
 from bivallate.parts import encode, portable
 from bivallate.run.checkpoint import Checkpoint, section
@@ -15,7 +18,7 @@ from bivallate.run.optim import rate_before
 from bivallate.run.sentinel import SentinelState
 from bivallate.run.session import Session
 
-__all__ = ["PLACES", "generators", "pack", "restore_generators", "unpack"]
+__all__ = ["PLACES", "generators", "own_generators", "pack", "restore_generators", "unpack"]
 
 PLACES = {"data_dir": "data_dir", "data_name": "name", "data_extra": "extra"}
 # checkpoint's key -> field of `Data` that a portable configuration leaves out
@@ -87,6 +90,22 @@ def generators() -> dict[str, Tensor]:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     return states
+
+
+@contextmanager
+def own_generators(session: Session) -> Iterator[None]:
+    """Torch's generators for a training, from which layers such as dropout draw; afterwards as they were.
+
+    A training that begins seeds them by its seed and its process. One that is resumed finds them as its
+    checkpoint has left them.
+    """
+    before = generators()
+    if session.epoch == session.step == 0:
+        torch.manual_seed((session.config.seed * 1_000_003 + collective.rank()) % 2**63)
+    try:
+        yield
+    finally:
+        restore_generators(before)
 
 
 def restore_generators(states: dict[str, Tensor]) -> None:

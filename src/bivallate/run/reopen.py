@@ -211,9 +211,12 @@ def _present(session: Session) -> dict[str, Any]:
     found: dict[str, Any] = {"model": session.model}
     if session.average is not None:
         found["ema"] = session.average.model
+    last = session.history[-1]
+    if "level_reloaded" in last or any(alarm.get("rolled_back") for alarm in last.get("alarms", [])):
+        return found  # earlier weights were restored after those of the epoch's end had been measured
     if session.best_epoch == session.epoch - 1:
         found["best"] = session.model
-    if session.epoch in session.config.keep and not session.config.sentinel.rollback:
+    if session.epoch in session.config.keep:
         found[f"epoch-{session.epoch}"] = session.model
     return found
 

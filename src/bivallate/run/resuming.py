@@ -15,7 +15,7 @@ from bivallate.data import Dataset
 from bivallate.errors import UserError, check_path
 from bivallate.method import Method, check_method
 from bivallate.quoting import command
-from bivallate.run.arithmetic import within
+from bivallate.run.arithmetic import limit_threads, within
 from bivallate.run.checkpoint import Checkpoint, list_all
 from bivallate.run.config import Config
 from bivallate.run.execution import (
@@ -39,7 +39,6 @@ from bivallate.run.packing import unpack
 from bivallate.run.progress import Progress, TerminalProgress
 from bivallate.run.reopen import FREE, Tell, differing, reopen, reopened, repair
 from bivallate.run.session import Session
-from bivallate.run.trainer import limit_threads
 
 KEPT = ("graphs", "keep", "data.resident", "checkpoint_minutes")
 # Of the settings that may differ (`FREE`), those that a run which is gone on with takes from its own file.
@@ -104,7 +103,7 @@ def resume(
         config, found = reopened(folder, begun[0] if begun else None)
         planned, config = config, config if epochs is None else config.longer(epochs)
         if method is not None:
-            config = dataclasses.replace(config, method=check_method(method))
+            _check_method(config, method)
         moved = {"device": device, "threads": threads, "data.data_dir": data_dir, "data.name": data}
         for key, value in moved.items():
             config = config.set(key, value) if value is not None else config
@@ -126,6 +125,16 @@ def resume(
         if lock is not None:
             repair(folder, session, shown.note)
         return finish(session, folder, shown, lock, max_minutes, told)
+
+
+def _check_method(config: Config, method: Method) -> None:
+    """Raise UserError if a method that is given again is not the run's own."""
+    other = differing(dataclasses.replace(config, method=check_method(method)), config)
+    if other:
+        raise UserError(
+            f"the run was trained with {config.method.name}, and the method that is given differs in "
+            f"{', '.join(other[:5])}: leave it out, or train with it in another folder"
+        )
 
 
 def computable(config: Config, tell: Tell = lambda words: None) -> Config:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from bivallate import collective
@@ -69,7 +67,11 @@ class Trainer:
         """
         session = self.session
         set_train_mode(session.model)
-        with interruptible(self.minutes) as request, self.progress as progress:
+        with (
+            interruptible(self.minutes) as request,
+            self.progress as progress,
+            packing.own_generators(session),
+        ):
             if self.folder is not None and session.epoch == 0 and session.step == 0:
                 self._save()  # so that a run killed in its first minutes can be resumed
             progress.begin(session)
@@ -182,8 +184,7 @@ class Trainer:
         rows = [int(row) for row in line["watched"]]
         clean = clean_margins(session.model, session.batches.split, rows, session.device)
         line["watched_clean"] = dict(zip(line["watched"], clean, strict=True))
-        if session.epoch + 1 in session.config.keep and self.folder is not None and collective.rank() == 0:
-            session.save_model(self.folder.path, f"epoch-{session.epoch + 1}")
+        self._keep(line)
         told = self.watch.after_epoch(line)  # this call and the next may restore earlier weights
         self.curriculum.after_epoch(line)
         session.forward += whole.forward
@@ -195,14 +196,9 @@ class Trainer:
         line |= {"total_forward": session.forward / rows, "total_backward": session.backward / rows}
         line["seconds"] = session.tally.seconds
         session.history.append(line)
-        better = line.get("robust", float(session.epoch)) > session.best
-        if better:
-            session.best, session.best_epoch = line.get("robust", float(session.epoch)), session.epoch
         session.epoch, session.step, session.tally = session.epoch + 1, 0, session.new_tally()
         self._check_lock()
         if self.folder is not None and collective.rank() == 0:
-            if better:
-                session.save_model(self.folder.path, "best")
             session.save_model(self.folder.path, "model")
             if session.average is not None:
                 session.save_model(self.folder.path, "ema", session.average.model)  # pyright: ignore
@@ -210,6 +206,17 @@ class Trainer:
         self._save()
         self.progress.epoch(session, line)
         self._tell(told)
+
+    def _keep(self, line: dict[str, Any]) -> None:
+        """Save the weights that were measured: the best, and those of an epoch that is to be kept."""
+        session, found = self.session, line.get("robust", float(self.session.epoch))
+        names = [f"epoch-{session.epoch + 1}"] if session.epoch + 1 in session.config.keep else []
+        if found > session.best:
+            session.best, session.best_epoch = found, session.epoch
+            names.append("best")
+        if self.folder is not None and collective.rank() == 0:
+            for name in names:
+                session.save_model(self.folder.path, name)
 
     def _tell(self, alarms: list[str]) -> None:
         for text in alarms:
@@ -287,12 +294,3 @@ def _step(session: Session, batch: Batch, clock: Clock, summands: Summands) -> S
             f"BatchNorm cannot normalise a minibatch of {len(batch.y)} image whose features are 1 x 1: "
             "use a --batch-size of 2 or more on each process"
         ) from error
-
-
-def limit_threads(threads: int) -> None:
-    """Set torch's number of threads; 0 keeps torch's. A resume to the same bits needs the same number."""
-    most = 4 * (os.cpu_count() or 1)
-    if not 0 <= threads <= most:
-        raise UserError(f"threads must lie between 0 (torch's choice) and {most} here, got {threads}")
-    if threads:
-        torch.set_num_threads(threads)

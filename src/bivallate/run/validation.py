@@ -19,7 +19,7 @@ from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.start import Given
 from bivallate.lower.threat import Threat, ThreatModel
-from bivallate.noise import Noise
+from bivallate.noise import Noise, permutation
 from bivallate.run.out_of_memory import in_pieces, room_for
 from bivallate.types import Batch, Clock, Passes, probability_margin
 
@@ -36,7 +36,7 @@ def held_out(
     seed: int,
     device: torch.device,
 ) -> tuple[float, float, Passes]:
-    """Measure clean and robust accuracy on the first `rows` rows of a shuffled split.
+    """Measure clean and robust accuracy on `rows` rows of a split (see `measured_rows`).
 
     The attack is PGD with steps of eps/4, from the same uniform start at every call. Rows count as robust
     that are correct without an attack and under the attack within each of the threats. The model is in eval
@@ -46,8 +46,8 @@ def held_out(
     Returns:
         Clean accuracy, robust accuracy, and the passes spent.
     """
-    n = min(rows, len(split))
-    own = torch.arange(n)[collective.rank() :: collective.world_size()]
+    measured = measured_rows(split, rows, seed)
+    n, own = len(measured), measured[collective.rank() :: collective.world_size()]
     collective.broadcast(model.buffers())
     clean, robust, passes = 0, 0, Passes()
 
@@ -71,6 +71,29 @@ def held_out(
         in_pieces(len(own), _room(model, split, device), measure)
     clean, robust, *counts = collective.sums(clean, robust, passes.forward, passes.backward)
     return clean / n, robust / n, Passes(*counts)
+
+
+def measured_rows(split: Split, rows: int, seed: int) -> Tensor:
+    """(n,) the held-out rows that are measured: all of them, or `rows`.
+
+    These are the first ones if their classes are those of the split, as they are in data sets that are stored
+    mixed. In data that are sorted by class they would be of a few classes alone: rows are drawn there.
+    """
+    first = torch.arange(min(rows, len(split)))
+    if len(first) == len(split) or not _sorted(split.labels, len(first)):
+        return first
+    return permutation(seed, "held out", 0, len(split))[: len(first)]
+
+
+def _sorted(labels: Tensor, n: int) -> bool:
+    """Whether the classes of the first n labels differ from those of all: a chi-squared test at 1e-6."""
+    from scipy.stats import chi2
+
+    every = torch.bincount(labels).double()
+    seen, there = torch.bincount(labels[:n], minlength=len(every)).double(), every > 0
+    expected = n * every / len(labels)
+    away = ((seen - expected) ** 2 / expected)[there].sum()
+    return float(chi2.sf(away.item(), int(there.sum()) - 1)) < 1e-6
 
 
 def _room(model: nn.Module, split: Split, device: torch.device) -> int:

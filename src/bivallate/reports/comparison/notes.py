@@ -74,7 +74,9 @@ def _failed(records: Sequence[RunRecord]) -> list[str]:
     guessing = [r.label for r in records if r.history and r.history[-1].get("at_chance")]
     notes = [f"At chance at the end of their training: {', '.join(guessing)}."] if guessing else []
     found = ((r, a) for r in reversed(records) for a in reversed(r.alarms))
-    broken = {r.label: a["epoch"] for r, a in found if a["kind"] == "catastrophic" and not a.get("rolled_back")}
+    broken = {
+        r.label: a["epoch"] for r, a in found if a["kind"] == "catastrophic" and not a.get("rolled_back")
+    }
     if broken:
         told = ", ".join(f"{label} (epoch {epoch})" for label, epoch in sorted(broken.items()))
         notes.append(f"Catastrophic overfitting, by the sentinel's alarm: {told}.")
