@@ -148,6 +148,39 @@ def test_splits_of_tables(case: str, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("cell", ["", "holdout", "train/test"])
+@pytest.mark.parametrize("header", ["split", "Subset"])
+def test_a_cell_that_names_no_split_is_refused_with_its_line(header: str, cell: str, tmp_path: Path) -> None:
+    table = f"file,label,{header}\n" + rows("{k}.png,{word},test").replace(
+        "7.png,cat,test", f"7.png,cat,{cell}"
+    )
+    words = rf"line 9 of labels.csv has '{cell}' in its column '{header}'.*write train, validation or test"
+    with pytest.raises(UserError, match=words):
+        data.load(made(tmp_path / "set", TEN, {"labels.csv": table}), **WITHIN)
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "noted"),
+    [("split", ("1", "2"), True), ("set", ("red", ""), True), ("fold", ("test", "2"), False)],
+)
+def test_a_column_without_any_split_is_ignored_and_said(
+    header: str, cells: tuple[str, str], noted: bool, tmp_path: Path
+) -> None:
+    lines = [f"{k}.png,{WORDS[k % 2]},{cells[k // 5]}" for k in range(10)]
+    table = "\n".join((f"file,label,{header}", *lines))
+    folder = made(tmp_path / "set", TEN, {"labels.csv": table})
+    found, loaded = labels_of(folder, TEN, label_column="label")
+    assert sorted(label.split()[0] for label in found.values()) == ["test"] * 5 + ["train"] * 5
+    said = f"labels.csv: the column '{header}' is not read as a split"
+    assert any(note.startswith(said) for note in loaded.notes) == noted
+
+
+def test_classes_with_the_words_of_splits_are_no_splits(tmp_path: Path) -> None:
+    table = "file,set\n" + CATS.replace("cat", "train")
+    folder = made(tmp_path / "set", TEN, {"labels.csv": table})
+    assert data.load(folder, **WITHIN, label_column="set").classes == ["ant", "train"]
+
+
 def test_test_images_without_labels_are_left_out_and_said(tmp_path: Path) -> None:
     images = [*(f"train/{n}" for n in TEN), "test/a.png", "test/b.png"]
     tables = {

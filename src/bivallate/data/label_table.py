@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bivallate.data.layout import readable
+from bivallate.data.layout import SkippedFiles, readable, split_of
 from bivallate.errors import UserError, listed, nearest
 from bivallate.schema import MEGABYTE, parse, read_text
 
-__all__ = ["LabelTable", "TableLine", "is_table", "read_table"]
+__all__ = ["SPLIT_NAMES", "LabelTable", "TableLine", "is_table", "read_table", "split_column", "split_in"]
 
+SPLIT_NAMES = ("split", "subset", "partition", "set")
 SUFFIXES = {".csv", ".tsv"}
 MOST = 256 * MEGABYTE
 WIDEST = 10_000  # columns
@@ -111,3 +112,43 @@ def _of_json(path: Path, text: str) -> LabelTable:
 
 def _cell(value: Any) -> str:
     return "" if value is None else str(value).strip()
+
+
+def split_column(table: LabelTable, taken: tuple[int, ...], left: SkippedFiles) -> int | None:
+    """The column that gives the split of each row: one with a usual name in which any cell names a split.
+
+    A column with such a name in which no cell does is another thing's, and a note says that it is not read.
+
+    Args:
+        taken: columns that are read as something else.
+        left: takes the note.
+
+    Raises:
+        UserError: a cell of the column names no split, so its image could land in the wrong one.
+    """
+    usual = [k for k, name in enumerate(table.header) if name.lower() in SPLIT_NAMES and k not in taken]
+    for k in usual:
+        unread = [line for line in table.lines if split_in(line.cells[k]) is None]
+        if len(unread) == len(table.lines):
+            continue
+        if unread:
+            where, cell = table.where(unread[0]), unread[0].cells[k]
+            raise UserError(
+                f"{where} has {cell!r} in its column {table.header[k]!r}, which names no split: write train, "
+                "validation or test, or rename the column if it gives no splits"
+            )
+        return k
+    for k in usual:
+        left.says(
+            f"{readable(table.path.name)}: the column {table.header[k]!r} is not read as a split, for none "
+            "of its cells names train, validation or test"
+        )
+    return None
+
+
+def split_in(name: str) -> str | None:
+    """The split in a name; None for none or several."""
+    try:
+        return split_of(name)
+    except UserError:  # as in train_test_labels.csv
+        return None

@@ -14,8 +14,16 @@ from bivallate.data.classes import positions, unknown_class
 from bivallate.data.dataset import digest
 from bivallate.data.decode import Encoded
 from bivallate.data.folders import Files
-from bivallate.data.label_table import LabelTable, TableLine, is_table, read_table
-from bivallate.data.layout import Folder, SkippedFiles, readable, split_of
+from bivallate.data.label_table import (
+    SPLIT_NAMES,
+    LabelTable,
+    TableLine,
+    is_table,
+    read_table,
+    split_column,
+    split_in,
+)
+from bivallate.data.layout import Folder, SkippedFiles, readable
 from bivallate.data.reading import Reading
 from bivallate.errors import UserError, listed
 
@@ -26,7 +34,6 @@ LABEL_NAMES = (
     *("label", "labels", "class", "class_name", "classname", "label_name", "class_id", "target", "category"),
     *("y", "cls", "breed", "species", "diagnosis"),
 )
-SPLIT_NAMES = ("split", "subset", "partition", "set")
 WHOLE = re.compile(r"-?[0-9]{1,18}(\.0+)?")  # programs write 1.0 for 1 if a column has empty cells
 TRIED = 200  # rows from which the column of the images is recognised
 SHOWN = 5
@@ -140,8 +147,8 @@ def find_tables(root: Folder, left: SkippedFiles, reading: Reading) -> dict[str,
     above the image that names one. A row without any is training data.
 
     Raises:
-        UserError: a missing image, one with two labels, or a column that the user must choose; the message
-            names table and line.
+        UserError: a missing image, one with two labels, a cell of the split column that names no split, or a
+            column that the user must choose; the message names table and line.
     """
     images = NamedImages(root)
     read = [read_table(path) for path in root.walk() if is_table(path)] if images.paths else []
@@ -253,7 +260,7 @@ def _rows(
     table: LabelTable, column: int, label: int, images: NamedImages, reading: Reading, left: SkippedFiles
 ) -> Iterable[tuple[str, LabelledRow]]:
     """Yield (split, row) of each line whose image exists."""
-    split_at = _split_column(table)
+    split_at = split_column(table, (column, label), left)
     lacking: list[TableLine] = []
     for line in table.lines:
         name = line.cells[column]
@@ -266,7 +273,7 @@ def _rows(
             continue
         told = line.cells[split_at] if split_at is not None else table.path.stem
         above = reversed(paths[0].relative_to(images.root).parent.parts)
-        split = next((kind for place in (told, *above) if (kind := _split(place))), "train")
+        split = next((kind for place in (told, *above) if (kind := split_in(place))), "train")
         yield split, LabelledRow(paths[0], line.cells[label], table.where(line))
     if lacking and reading.on_bad != "skip":
         some = ", ".join(f"line {line.number} ({line.cells[column]!r})" for line in lacking[:SHOWN])
@@ -277,19 +284,3 @@ def _rows(
         )
     if lacking:
         left.says(f"{readable(table.path.name)}: {len(lacking)} rows name no image and are left out")
-
-
-def _split_column(table: LabelTable) -> int | None:
-    """The column that gives the split of each row, if all its cells name one."""
-    for k, name in enumerate(table.header):
-        if name.lower() in SPLIT_NAMES and table.lines and all(_split(ln.cells[k]) for ln in table.lines):
-            return k
-    return None
-
-
-def _split(name: str) -> str | None:
-    """The split in a name; None for none or several."""
-    try:
-        return split_of(name)
-    except UserError:  # as in train_test_labels.csv
-        return None
