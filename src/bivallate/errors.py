@@ -41,6 +41,13 @@ def check_range(what: str, value: object, low: float, high: float = math.inf) ->
             raise UserError(f"{what} must be finite, got {number!r}")
 
 
+def check_decays(**decays: float) -> None:
+    """Raise UserError for a momentum or beta that is not in [0, 1)."""
+    for name, value in decays.items():
+        if not 0 <= value < 1:
+            raise UserError(f"{name} must be at least 0 and below 1, such as 0.9, got {value!r}")
+
+
 def to_python(value: Any) -> Any:
     """Turn a number of NumPy or torch, or those in a list or tuple, into Python's; keep anything else.
 

@@ -11,10 +11,12 @@ from tests.run.runs import Killed, digits, kill_at, same, train
 
 import bivallate as bv
 from bivallate.errors import UserError
+from bivallate.lower.direction import Adam
 from bivallate.run.checkpoint import newest
 from bivallate.run.optim import set_rate
 from bivallate.run.optimizer_state import pack_optimizer, remember_groups, unpack_optimizer
 from bivallate.run.progress import Progress
+from bivallate.run.rates import Pieces
 from bivallate.types import Clock
 from bivallate.weighting.lookahead import Lookahead, learning_rates
 
@@ -64,6 +66,49 @@ def test_cosine_and_flat():
     assert max(values) == pytest.approx(1.0)
     assert values[-1] == pytest.approx(0.1, abs=1e-2)
     assert set(rates(bv.Flat(), 3)) == {1.0}
+
+
+REFUSED = {
+    "epochs for fractions": (
+        lambda: bv.MultiStep((50, 75)),
+        r"got \(50.*\): epochs 50 and 75 of 100 are 0.5 and 0.75",
+    ),
+    "falling milestones": (lambda: bv.MultiStep((0.75, 0.5, 0.25)), r"rising within \[0, 1\]"),
+    "a negative milestone": (lambda: bv.MultiStep((-0.5,)), r"rising within \[0, 1\]"),
+    "too few factors": (
+        lambda: bv.MultiStep(factors=(0.1,)),
+        r"as many factors as milestones.*got \(0.1,\) for",
+    ),
+    "too many factors": (lambda: bv.MultiStep((0.5,), factors=(0.1, 0.01)), "as many factors as milestones"),
+    "a negative factor": (lambda: bv.MultiStep(factor=-0.1), "factor of the rate must be at least 0"),
+    "one negative factor": (
+        lambda: bv.MultiStep((0.5,), factors=(-1,)),
+        "factor of the rate must be at least 0",
+    ),
+    "a late peak": (lambda: bv.Triangle(2), "peak.*at most 1, got 2"),
+    "an early peak": (lambda: bv.Triangle(-0.5), "peak.*at least 0.*got -0.5"),
+    "a long warm-up": (lambda: bv.Cosine(warm_up=1.5), "warm_up.*at most 1, got 1.5"),
+    "a negative floor": (lambda: bv.Cosine(floor=-1), "floor.*at least 0.*got -1"),
+    "a negative value": (lambda: Pieces(values=(1.0, -1.0)), "value of Pieces.*at least 0, got -1.0"),
+    "a large beta": (lambda: bv.AdamW(beta1=1.5), "beta1 must be at least 0 and below 1.*got 1.5"),
+    "no memory's end": (lambda: bv.AdamW(beta2=1.0), "beta2 must be at least 0 and below 1.*got 1.0"),
+    "a negative momentum": (lambda: bv.SGD(momentum=-0.1), "momentum must be at least 0 and below 1"),
+    "nothing to look ahead": (lambda: bv.SGD(momentum=0.0, nesterov=True), "nesterov.*momentum, which is 0"),
+    "an attack's beta": (lambda: Adam(beta1=1.0), "beta1 must be at least 0 and below 1"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_schedules_and_optimisers_refuse_what_makes_no_sense(case):
+    make, words = REFUSED[case]
+    with pytest.raises(UserError, match=words):
+        make()
+
+
+def test_schedules_at_their_limits_are_rates_at_every_minibatch():
+    ends = [bv.Triangle(0), bv.Triangle(1), bv.Cosine(1, 1), bv.MultiStep(()), bv.MultiStep((0, 0.5, 0.5, 1))]
+    for rate in ends:
+        assert all(0 <= value <= 1 for value in rates(rate, 3))
 
 
 def test_adamw_is_torchs_own():

@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bivallate.errors import check_decays, check_range
 from bivallate.lower.problem import LowerProblem
 from bivallate.parts import part
 from bivallate.roles import Role
@@ -66,12 +67,19 @@ class Adam(Direction):
     """Adam's direction with fresh moments at every solve (DONE-Adam).
 
     The first direction is sign(g) wherever |g| is well above `epsilon`.
+
+    Raises:
+        UserError: a beta is outside [0, 1), or epsilon is negative.
     """
 
     recordable: ClassVar[bool] = True
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        check_decays(beta1=self.beta1, beta2=self.beta2)
+        check_range("epsilon", self.epsilon, 0)
 
     def __call__(self, problem: LowerProblem) -> DirectionRule:
         m, v = torch.zeros_like(problem.x), torch.zeros_like(problem.x)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from bivallate.errors import UserError
+from bivallate.errors import UserError, check_decays
 from bivallate.from_text import parse_number
 from bivallate.models.layers import parameters_matching
 from bivallate.parts import part
@@ -64,7 +64,8 @@ class SGD:
             `Init.freeze`.
 
     Raises:
-        UserError: the rate is not positive, the weight decay is negative, or a group is not PATTERN:FACTOR.
+        UserError: the rate is not positive, the weight decay is negative, the momentum is outside [0, 1) or 0
+            with `nesterov`, or a group is not PATTERN:FACTOR.
     """
 
     lr: float = 0.1
@@ -75,6 +76,9 @@ class SGD:
 
     def __post_init__(self) -> None:
         _check_values(self)
+        check_decays(momentum=self.momentum)
+        if self.nesterov and not self.momentum:
+            raise UserError("nesterov looks ahead along the momentum, which is 0: give one, or leave it out")
 
     def make(self, model: nn.Module) -> torch.optim.Optimizer:
         """Make torch.optim.SGD over all parameters of the model."""
@@ -89,7 +93,7 @@ class SGD:
 
 @part
 class AdamW:
-    """Adam with decoupled weight decay; `lr`, `groups` and errors as in `SGD`."""
+    """Adam with decoupled weight decay; `lr`, `groups` and errors as in `SGD`, the betas also in [0, 1)."""
 
     lr: float = 1e-3
     beta1: float = 0.9
@@ -99,6 +103,7 @@ class AdamW:
 
     def __post_init__(self) -> None:
         _check_values(self)
+        check_decays(beta1=self.beta1, beta2=self.beta2)
 
     def make(self, model: nn.Module) -> torch.optim.Optimizer:
         """Make torch.optim.AdamW over all parameters of the model."""

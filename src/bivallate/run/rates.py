@@ -6,7 +6,7 @@ import math
 from bisect import bisect_right
 from typing import Protocol
 
-from bivallate.errors import UserError
+from bivallate.errors import UserError, check_range
 from bivallate.parts import part
 from bivallate.types import Clock
 
@@ -32,13 +32,19 @@ class Triangle:
     Fast-AT, Fast-BAT and DONE use this schedule.
 
     Attributes:
-        peak: fraction of training at which the rate is highest, in (0, 1).
+        peak: fraction of training at which the rate is highest, in [0, 1].
         cycle_momentum: also lower SGD's momentum by 0.1 at the peak, as PyTorch's CyclicLR does by default in
             the papers' public code; the papers state a constant 0.9. Other optimisers ignore it.
+
+    Raises:
+        UserError: the peak is outside [0, 1].
     """
 
     peak: float = 0.5
     cycle_momentum: bool = False
+
+    def __post_init__(self) -> None:
+        check_range("peak, a fraction of training,", self.peak, 0, 1)
 
     def __call__(self, clock: Clock) -> float:
         t = clock.progress
@@ -59,11 +65,29 @@ class MultiStep:
     Attributes:
         at: milestones, as rising fractions of the epochs.
         factors: factors of the peak rate after each milestone; empty: powers of `factor`.
+
+    Raises:
+        UserError: the milestones do not rise from 0 to 1, a factor is negative, or `factors` are neither none
+            nor as many as milestones.
     """
 
     at: tuple[float, ...] = (0.5, 0.75)
     factor: float = 0.1
     factors: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not all(0 <= place <= 1 for place in self.at) or list(self.at) != sorted(self.at):
+            raise UserError(
+                f"milestones are fractions of training, rising within [0, 1], got {self.at}: epochs 50 and "
+                "75 of 100 are 0.5 and 0.75"
+            )
+        for factor in (self.factor, *self.factors):
+            check_range("a factor of the rate", factor, 0)
+        if self.factors and len(self.factors) != len(self.at):
+            raise UserError(
+                f"MultiStep needs as many factors as milestones, got {self.factors} for {self.at}: give one "
+                f"for each, or none for powers of {self.factor:g} (--set rate.factors= first, to change both)"
+            )
 
     def __call__(self, clock: Clock) -> float:
         reached = bisect_right([epoch_of(fraction, clock.epochs) for fraction in self.at], clock.epoch)
@@ -83,6 +107,9 @@ class Pieces:
     Attributes:
         at: fractions of training, rising from 0 to 1. values: factors of the peak rate at these points.
 
+    Raises:
+        UserError: the places do not rise from 0 to 1, or the values are not as many, or negative.
+
     Example:
         >>> Pieces(at=(0.0, 0.5, 1.0), values=(0.0, 1.0, 0.1))(Clock(epoch=3, epochs=4))
         0.55
@@ -99,6 +126,8 @@ class Pieces:
             raise UserError(
                 f"Pieces need as many values as places, and places from 0 to 1, got {self.at}, {self.values}"
             )
+        for value in self.values:
+            check_range("a value of Pieces, a factor of the rate,", value, 0)
 
     def __call__(self, clock: Clock) -> float:
         k = min(bisect_right(self.at, clock.progress), len(self.at) - 1)
@@ -112,10 +141,17 @@ class Cosine:
 
     Attributes:
         floor: factor of the peak rate at the end. warm_up: fraction of training for the rise from 0.
+
+    Raises:
+        UserError: one of them is outside [0, 1].
     """
 
     floor: float = 0.0
     warm_up: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("floor, a factor of the rate,", self.floor, 0, 1)
+        check_range("warm_up, a fraction of training,", self.warm_up, 0, 1)
 
     def __call__(self, clock: Clock) -> float:
         t = clock.progress
