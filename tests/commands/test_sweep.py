@@ -104,6 +104,7 @@ def test_an_option_of_train_alone_is_answered_with_what_serves(name, capsys):
         assert told.startswith(f"bivallate: sweep has no {typed}: ")
     if key := re.search(r"use --(?:set|fix) ([\w.]+)=", told):
         values = {"precision": "float32", "deterministic": "true", "compile": "true", "init.freeze": "stem"}
+        values["average"] = "0.9"
         assert len(cells(settings=(f"{key[1]}={values.get(key[1], '1')}",))) == 1
 
 

@@ -12,6 +12,7 @@ import bivallate as bv
 from bivallate.cli import run
 from bivallate.errors import check_device, unknown
 from bivallate.from_text import override
+from bivallate.run.config import Config
 
 SHORT = ["--batch-size", "100", "--model", "linear", "--set", "validation.steps=1", "--epochs", "1"]
 
@@ -63,6 +64,23 @@ def test_a_small_mistake_is_one_line_that_says_what_is_right(case, trained, tmp_
     assert re.search(said, told), told
     assert len(told.splitlines()) == 1
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train at --epochs 2 --average SWA",
+        "train --config config.toml --average SWA",
+        "sweep at --seeds 1 --fix average=SWA",
+    ],
+)
+def test_fields_of_an_average_go_with_its_name(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Config(bv.methods.at(bv.Linf(0.1)), epochs=2).write(tmp_path / "config.toml")
+    key = "--fix" if command.startswith("sweep") else "--set"
+    assert run([*command.split(), key, "average.start=0.5", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert 'kind = "SWA"\nstart = 0.5' in told or "--average=SWA --set=average.start=0.5" in told
 
 
 def test_a_dry_run_says_what_training_would_refuse(capsys):

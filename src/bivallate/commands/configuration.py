@@ -34,6 +34,7 @@ def plan_of(
     recipe: str | None,
     settings: tuple[str, ...],
     model: str | None = None,
+    average: str | None = None,
 ) -> Config:
     """Build a configuration from a file or from a method's name, and apply every --set to it.
 
@@ -42,12 +43,14 @@ def plan_of(
         config: a config.toml.
         settings: KEY=VALUE of --set.
         model: in place of the configuration's network.
+        average: of the weights; set before `settings`, which may give its fields.
 
     Raises:
         UserError: neither method nor file, arguments that exclude each other, a value that does not fit,
             or a network of the user's own that only the file names.
     """
     pairs = [pair(item) for item in settings]
+    pairs = pairs if average is None else [("config.average", average), *pairs]
     if config is not None:
         plan, pairs = _from_file(config, method, data, eps, norm, recipe, pairs)
     elif method is not None:

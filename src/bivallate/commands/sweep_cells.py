@@ -165,7 +165,15 @@ def _cell(
     rest = tuple(f"{k}={v}" for k, v in pairs.items() if k not in OPTIONS)
     taken = {"eps": options.get("eps"), "recipe": options["recipe"], "model": options["model"]}
     plan = plan_of(
-        method, None, options["data"], taken["eps"], options["norm"], taken["recipe"], rest, taken["model"]
+        method,
+        None,
+        options["data"],
+        taken["eps"],
+        options["norm"],
+        taken["recipe"],
+        rest,
+        taken["model"],
+        options.get("average"),
     )
     cost = budget.cost(plan, options) if budget is not None else None
     options |= {} if cost is None else {"epochs": cost.epochs}

@@ -141,8 +141,8 @@ def train(
 
     one_length(passes, epochs, set_)
     set_ = (*init_pairs(init, freeze), *set_)
-    plan = plan_of(method, config, data, eps, norm, recipe, set_, model)
-    changes = {"seed": seed, "average": average, "device": device, "threads": threads, "patience": patience}
+    plan = plan_of(method, config, data, eps, norm, recipe, set_, model, average)
+    changes = {"seed": seed, "device": device, "threads": threads, "patience": patience}
     changes |= {"precision": precision, "deterministic": deterministic or None, "compile": compile or None}
     changes |= {"epochs": epochs, "batch_size": batch_size, "optimizer.lr": lr, "data.data_dir": data_dir}
     for path, value in changes.items():
