@@ -29,6 +29,10 @@ NO_FOLDER = "--data-dir must be a folder: there is none at 'nowhere'"
 REFUSED = {
     "a sheet of another ending": ("datasets digits --sheet x.bmp", r"as .png, .svg, .pdf, .*got 'x.bmp'"),
     "no name to list": ("datasets ''", NAME_DATA),
+    "rows of a fraction": (
+        "train at --dry-run --set data.validation=1.5",
+        "data.validation must be a fraction below 1 or a whole number of rows, got 1.5",
+    ),
     "no name to train on": ("train at --dry-run --data ''", NAME_DATA),
     "no name to check on": ("check-gradient at --data ''", NAME_DATA),
     "a data folder to list": ("datasets digits --data-dir nowhere", NO_FOLDER),

@@ -71,6 +71,11 @@ class Data:
         ranges |= {"extra_ratio": (0, 1), "workers": (0, inf)}
         for name, bounds in ranges.items():
             check_range(f"data.{name}", getattr(self, name), *bounds)
+        if self.validation > 1 and self.validation % 1:
+            raise UserError(
+                "data.validation must be a fraction below 1 or a whole number of rows, "
+                f"got {self.validation!r}"
+            )
         if not 0 < self.test_fraction < 1:
             raise UserError(f"data.test_fraction must be between 0 and 1, got {self.test_fraction!r}")
         if self.stream not in STREAMING:
