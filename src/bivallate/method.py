@@ -174,12 +174,13 @@ class Method:
     def stepped(self, length: float, number: float = 1.0) -> Method:
         """Return the method with longer or shorter, more or fewer attack steps.
 
-        Every step size, in solver and coupling, is multiplied by `length`, every number of steps by `number`.
+        Every step size, in solver and coupling, is multiplied by `length`, every number of steps by `number`,
+        that of a weighting which counts them too.
         """
         if length == number == 1:
             return self
-        solver, coupling = (each.stepped(length, number) for each in (self.solver, self.coupling))
-        return dataclasses.replace(self, solver=solver, coupling=coupling)
+        parts = {part: getattr(self, part) for part in ("solver", "coupling", "weighting")}
+        return dataclasses.replace(self, **{k: each.stepped(length, number) for k, each in parts.items()})
 
     def bind(self, facts: Facts) -> BoundMethod:
         """Build the stateful parts for one run; nothing is shared with other runs."""

@@ -30,7 +30,8 @@ class NonFinite(UserError):
     Raised before the update, so that the parameters are still good. Where a minibatch has several updates
     (Free-AT), a device is asked for all of them together, before the last one: an earlier update may then
     have been made, and the message says so. The gradients are gone, so that a loop may go on with the next
-    minibatch.
+    minibatch, unless the method keeps a state (weights of examples, stored perturbations, networks) or the
+    model has BatchNorm: these have seen the minibatch. Such a loop goes on from an earlier state.
     """
 
 

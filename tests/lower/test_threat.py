@@ -238,6 +238,13 @@ def test_steepest_has_unit_norm_and_the_largest_product(kind, eps, seed) -> None
     assert c.steepest(0 * g).abs().max() == 0
 
 
+@pytest.mark.parametrize("scale", [1e-10, 1e-13, 1e-20, 1e-30])
+@pytest.mark.parametrize("kind", [Linf, L2, L1])
+def test_steepest_is_of_a_confident_image_too(kind, scale) -> None:
+    c, g = kind(0.5), vectors(3, 1.0).float()
+    assert torch.allclose(c.steepest(scale * g), c.steepest(g), rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", [Linf, L2, L1])
 def test_no_attack(kind) -> None:
     c, x = kind(0.0), images(1)

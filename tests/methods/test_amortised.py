@@ -79,6 +79,12 @@ def test_free_grows_with_a_longer_minibatch() -> None:
     assert left.bound.solver.kept.delta.shape == (6, *SHAPE)  # pyright: ignore
 
 
+@pytest.mark.parametrize("make", [methods.free_at, methods.yopo])
+def test_a_kept_perturbation_is_of_one_size(make: Any) -> None:
+    with pytest.raises(UserError, match="of images of one size: train without phases"):
+        make(THREAT).bind(Facts(6, (1, 6, 6), 3, resizes=True))
+
+
 def test_free_refuses_what_it_cannot_use() -> None:
     method = methods.free_at(THREAT)
     with pytest.raises(UserError, match="needs the coupling Leaf"):

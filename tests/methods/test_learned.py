@@ -27,6 +27,7 @@ from bivallate.parts import decode, encode, part
 from bivallate.types import Batch, Clock, Evidence, Facts
 from bivallate.upper.awp import AWP
 from bivallate.upper.loss import Trades, adversarial
+from bivallate.weighting.base import After
 from bivallate.weighting.descent import AdamDescent, Descent
 from bivallate.weighting.lookahead import Lookahead, second_stream
 from bivallate.weighting.margin_net import BoundMarginNet, Correlation, MarginNet
@@ -354,6 +355,21 @@ def step_all(bound: Any, net: Net, batches: list[Batch], first: int = 0) -> None
     for t, batch in enumerate(batches):
         if t >= first:
             bv.train_step(net, optimizer, bound, batch, Clock(0, 1, t, len(batches), seed=5))
+
+
+@pytest.mark.parametrize("rule", [MarginNet((8,)), Correlation()], ids=["net", "correlation"])
+def test_without_a_burn_in_it_is_the_rule(rule) -> None:
+    host = methods.at(THREAT, steps=2)
+    one, other = Net(), Net()
+    step_all(host.but(weighting=rule).bind(FACTS), one, with_meta(minibatches()))
+    step_all(host.but(weighting=After(rule, 0.0)).bind(FACTS), other, with_meta(minibatches()))
+    assert gap(one, other) == 0
+
+
+@pytest.mark.parametrize("rule", [MarginNet(), Correlation(), After(MarginNet())])
+def test_a_second_stream_needs_an_attack_without_the_couplings_step(rule) -> None:
+    with pytest.raises(UserError, match="whose last step is made by the coupling LastStep"):
+        methods.fast_bat(THREAT).but(weighting=rule)
 
 
 def test_resumes_exactly_from_tensors_alone() -> None:

@@ -18,6 +18,7 @@ from bivallate.lower.objective import cross_entropy as objective
 from bivallate.lower.pgd import PGD
 from bivallate.lower.problem import LowerProblem
 from bivallate.methods.reweighted import RECIPE
+from bivallate.roles import parts_within
 from bivallate.schedule import Linear
 from bivallate.types import Batch, Clock, Evidence, Facts
 from bivallate.upper.loss import Adversarial, Mart
@@ -201,6 +202,13 @@ def test_gairat_needs_the_solver_to_take_its_steps() -> None:
     with pytest.raises(UserError, match="out of 10, but the solver PGD takes 20 steps"):
         methods.gairat(THREAT).but(solver__steps=20)
     assert methods.gairat(THREAT, steps=20).solver.steps == 20
+
+
+@pytest.mark.parametrize("make", [methods.gairat, methods.gair_fat])
+def test_gairat_counts_finer_steps(make) -> None:
+    finer = make(THREAT, steps=2).stepped(0.5, 2.0)
+    (rule,) = [p for p in parts_within(finer.weighting) if isinstance(p, GAIRAT)]
+    assert (finer.solver.steps, rule.steps) == (4, 4)
 
 
 def test_kappa_counts_every_correct_iterate() -> None:

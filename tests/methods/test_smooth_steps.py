@@ -21,6 +21,7 @@ from bivallate.lower.modes import attacking
 from bivallate.lower.problem import LowerProblem
 from bivallate.methods.entries import create
 from bivallate.noise import Noise
+from bivallate.record import NonFinite
 from bivallate.types import Batch, Clock, Facts
 from bivallate.upper.loss import Trades, adversarial
 from bivallate.upper.smoothness_losses import Abnormal, Consistent, LocallyLinear, elle_coefficient
@@ -28,6 +29,33 @@ from bivallate.upper.smoothness_losses import Abnormal, Consistent, LocallyLinea
 THREAT = Linf(EPS)
 TWICE = minibatches() * 2  # the same rows in two epochs
 EPOCHS = [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("threat", [Linf(EPS), L2(0.5), bv.L1(2.0)])
+def test_an_image_without_a_gradient_is_remembered_as_it_is(threat) -> None:
+    x, y, index = (t.float() if t.is_floating_point() else t for t in minibatches()[0])
+    bound = methods.fgsm_pgi(threat).bind(Facts(int(index.max()) + 1, tuple(x.shape[1:]), 3))
+    net = Net().float().train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    hidden = nn.Sequential(Hiding(), net)
+    for epoch in range(3):
+        bv.train_step(hidden, optimizer, bound, Batch(x, y, index), Clock(epoch, 3))
+    assert bound.solver.momentum.isfinite().all()
+    assert bound.solver.bank.isfinite().all()
+
+
+class Hiding(nn.Module):
+    """Hides the first image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (torch.arange(len(x)) > 0).view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["nuat", "yopo"])
+def test_a_divergence_is_called_so(name) -> None:
+    threat = L2(0.5) if name == "yopo" else THREAT
+    with pytest.raises(NonFinite):
+        bv.train("tiny-cnn", bv.data.load("digits"), create(name, threat), epochs=3, lr=1e6, threads=1)
 
 
 @pytest.mark.parametrize("eps", [EPS, 0.15])

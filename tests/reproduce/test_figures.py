@@ -32,7 +32,9 @@ def test_a_figure_says_what_it_is_drawn_of(tmp_path: Path, capsys) -> None:
     assert command(["reproduce", "E11-SIZES", "--only", "Dynamic", *place]) == 2
     assert "of variants of Standard alone: leave out --only" in capsys.readouterr().err
     assert command(["reproduce", "E16-OMEGA", "--only", "AT", "--scale", "smoke", *place]) == 2
-    assert "E16-OMEGA is of networks that weight by margins, which AT does not have" in capsys.readouterr().err
+    assert (
+        "E16-OMEGA is of networks that weight by margins, which AT does not have" in capsys.readouterr().err
+    )
     assert command(["reproduce", "T-B7", "--jobs", "-1", "--list", *place]) == 2
     assert "--jobs must be a whole number of at least 1, got -1" in capsys.readouterr().err
     assert command(["reproduce", "T-B7", "--device", "nope", *place]) == 2

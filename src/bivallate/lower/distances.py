@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -29,9 +30,11 @@ def nuclear(a: Tensor, b: Tensor) -> Tensor:
     """(B,) the nuclear norm of the minibatch's difference of logits, divided equally among the examples.
 
     The norm is that of all rows together, so that the gradient for an example depends on the others. With
-    several processes it is that of each process's rows.
+    several processes it is that of each process's rows. It is NaN where a logit is not finite.
     """
-    norm = torch.linalg.matrix_norm(a - b, "nuc")
+    gap = a - b
+    finite = gap.isfinite().all()  # the decomposition refuses others
+    norm = torch.where(finite, torch.linalg.matrix_norm(torch.where(finite, gap, 0), "nuc"), math.nan)
     return (norm / len(a)).expand(len(a))
 
 

@@ -28,9 +28,11 @@ class HookedOutput:
         if x.shape != self._x_adv.shape:
             self._here = False
         elif x.device.type == "cpu":
-            self._here = torch.equal(x, self._x_adv)
+            self._here = bool(torch.isclose(x, self._x_adv, 0, 0, equal_nan=True).all())
         else:
-            self._here = (x == self._x_adv).all()  # on the device; read only if there are several passes
+            self._here = torch.isclose(
+                x, self._x_adv, 0, 0, equal_nan=True
+            ).all()  # on the device; read only if there are several passes
 
     def _leave(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if self._here is not False and output.requires_grad:

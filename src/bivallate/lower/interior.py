@@ -14,7 +14,7 @@ from bivallate.lower.direction import Direction, Raw, steepest
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Solver
 from bivallate.lower.start import Start, uniform
-from bivallate.lower.threat import Linf
+from bivallate.lower.threat import Linf, ThreatModel
 from bivallate.parts import part
 from bivallate.types import Solution
 
@@ -24,6 +24,12 @@ CENTRE_GAIN = 0.1  # sensitivity of the implicit gradient in the middle of the b
 def barrier_strength(threat: Linf, c: float | None) -> float:
     """c, or for None eps^2 / (2 * 0.1), with which the sensitivity in the middle of the box is 0.1."""
     return c if c is not None else max(threat.eps, 1e-12) ** 2 / (2 * CENTRE_GAIN)
+
+
+def check_box(threat: ThreatModel) -> None:
+    """Raise UserError for a threat in which there is no log barrier."""
+    if not isinstance(threat, Linf):
+        raise UserError("the log barrier is written for boxes (Linf): choose the solver PGD")
 
 
 @part
@@ -48,14 +54,17 @@ class InteriorAscent(Solver):
     damping: float = 0.5
     margin: float = 1e-3
 
+    def check_threat(self, threat: ThreatModel) -> None:
+        """Raise UserError for a threat that is not a box."""
+        check_box(threat)
+
     def fixed_steps(self) -> int:
         """Return `steps`: every example makes every step."""
         return self.steps
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Solve the barrier problem; see the class."""
-        if not isinstance(problem.threat, Linf):
-            raise TypeError("the log barrier is written for Linf")
+        assert isinstance(problem.threat, Linf)
         c = barrier_strength(problem.threat, self.c)
         lo, up = problem.threat.bounds(problem.x)
         low, high = lo + self.margin * (up - lo), up - self.margin * (up - lo)
@@ -104,6 +113,10 @@ class BarrierAscent(Solver):
         if self.c is not None and not (math.isfinite(self.c) and self.c > 0):
             raise UserError(f"the barrier's strength c must be a positive number, got {self.c!r}")
 
+    def check_threat(self, threat: ThreatModel) -> None:
+        """Raise UserError for a threat that is not a box."""
+        check_box(threat)
+
     def fixed_steps(self) -> int:
         """Return `steps`: every example makes every step."""
         return self.steps
@@ -118,9 +131,8 @@ class BarrierAscent(Solver):
         return replace(self, steps=steps, step_size=length * self.step_size, start=start)
 
     def solve(self, problem: LowerProblem) -> Solution:
-        """Make the steps; see the class. Raises UserError for a threat that is not a box."""
-        if not isinstance(problem.threat, Linf):
-            raise UserError("the log barrier is written for boxes (Linf): choose the solver PGD")
+        """Make the steps; see the class."""
+        assert isinstance(problem.threat, Linf)
         c = barrier_strength(problem.threat, self.c)
         lo, up = problem.threat.bounds(problem.x)
         room = 0.05 * (up - lo)

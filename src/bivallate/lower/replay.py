@@ -26,6 +26,10 @@ class KeptDelta(nn.Module):
 
     def __init__(self, facts: Facts) -> None:
         super().__init__()
+        if facts.resizes:
+            raise UserError(
+                "the kept perturbation is of images of one size: train without phases (--set phases=none)"
+            )
         empty = torch.zeros(0, *facts.shape, dtype=facts.dtype, device=facts.device)
         self.register_buffer("delta", empty)
         self.register_load_state_dict_pre_hook(self._resize)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError, check_range, check_whole
+from bivallate.lower.ball_checks import tiny
 from bivallate.lower.modes import attacking
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.solver import Remembering, Solver
@@ -116,7 +117,7 @@ class BoundPriorGuided(Solver, nn.Module):
         start = problem.project(windows[0])
         first, grad = problem.first_gradient(start)
         step = self.rule.step_size * threat.eps
-        size = grad.flatten(1).abs().sum(1).clamp(min=1e-300)
+        size = grad.flatten(1).abs().sum(1).clamp(min=tiny(grad))
         moved = grad / per_example(size, grad) + self.rule.decay * windows[1]
         following = problem.project(start + step * threat.steepest(moved))
         if view is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bivallate.errors import UserError, unknown
 from bivallate.from_text import parse_number
-from bivallate.lower.ball_checks import FREE_MARGIN, TINY, check_eps
+from bivallate.lower.ball_checks import FREE_MARGIN, TINY, check_eps, tiny
 from bivallate.lower.l1 import L1
 from bivallate.noise import Noise
 from bivallate.parts import part
@@ -252,7 +252,9 @@ class L2:
         return self.eps * per_example(radius / self.size(direction).clamp(min=TINY), x) * direction
 
     def steepest(self, grad: Tensor) -> Tensor:
-        """grad / ||grad||_2, zero where the gradient is zero."""
+        """grad / ||grad||_2, zero where the gradient is zero; exact for tiny ones, whose squares vanish."""
+        peak = grad.flatten(1).abs().amax(1).clamp(min=tiny(grad))
+        grad = grad / per_example(torch.where(self.size(grad) > TINY, 1, peak), grad)
         return grad / per_example(self.size(grad).clamp(min=TINY), grad)
 
     def support(self, grad: Tensor, x: Tensor, delta: Tensor) -> Tensor:

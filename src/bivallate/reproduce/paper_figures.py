@@ -21,6 +21,7 @@ from bivallate.reproduce.scaling import at_scale
 from bivallate.run.arithmetic import limit_threads
 from bivallate.run.from_config import load_data
 from bivallate.run.progress import Progress
+from bivallate.weighting.margin_net import weighs_by_margins
 
 __all__ = ["cells_of", "draw", "find_figure"]
 
@@ -78,8 +79,6 @@ def cells_of(figure: PaperFigure, scale: Scale) -> list[Cell]:
 
 def _refuse_other_weightings(figure: PaperFigure, cells: Sequence[Cell]) -> None:
     """Raise UserError before a training whose method has no weight network for a figure of that."""
-    from bivallate.reports.diagnostics.omega import weighs_by_margins
-
     if "omega" not in figure.each:
         return
     others = [c.row for c in cells if not weighs_by_margins(configure(c, 0, "cpu", 1).method.weighting)]

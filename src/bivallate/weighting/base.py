@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import field
-from typing import ClassVar, Protocol
+from dataclasses import field, replace
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +117,10 @@ class After(Weighting):
         """Whether the rule does."""
         return self.rule.takes_two_labels()
 
+    def stepped(self, length: float, number: float = 1.0) -> Self:
+        """Return it for the rule's attack in more or fewer steps."""
+        return replace(self, rule=self.rule.stepped(length, number))
+
     def bind(self, facts: Facts) -> Weighting:
         """Build the stateful part of the rule for one run."""
         return BoundAfter(self, self.rule.bind(facts))
@@ -137,6 +141,11 @@ class BoundAfter(Weighting, nn.Module):
         nn.Module.__init__(self)
         self.spec, self.rule = spec, rule
         self.differentiable = bool(rule.differentiable)
+
+    @property
+    def needs_meta(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the rule learns from a second data stream."""
+        return self.rule.needs_meta
 
     def weigh(self, evidence: Evidence) -> Tensor:
         """Return the rule's weights, or 1 during the burn-in."""

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from bivallate import collective
+from bivallate.coupling.last_step import LastStep
 from bivallate.errors import UserError
 from bivallate.lower.modes import attacking, in_mode
 from bivallate.lower.problem import LowerProblem
 from bivallate.lower.second_order import tangents, twice_differentiable
 from bivallate.noise import Noise
 from bivallate.roles import Composition
-from bivallate.types import Clock, Terms
+from bivallate.types import Clock, Facts, Terms
 
 SECOND_STREAM = 1 << 32  # first `Noise.turn` of the second stream; replays and restarts are far below
 REPLAYS = 1 << 16  # more replays of one minibatch than anyone makes
@@ -197,3 +198,23 @@ def _total_gradient(
     )
     *grads, value = collective.totals([*grads, loss.detach()])
     return dict(zip(parameters, grads, strict=True)), value
+
+
+def check_second_stream(rule: str, method: Composition) -> None:
+    """Raise UserError for a method whose attack a second stream cannot have.
+
+    Either its solver keeps state, which the rows of that stream would overwrite, or its coupling makes the
+    attack's last step, for the training stream alone.
+    """
+    if isinstance(method.coupling, LastStep):
+        raise UserError(
+            f"{rule} attacks a second data stream with the method's own solver, whose last step is made by "
+            "the coupling LastStep: choose another coupling, such as none, or another weighting"
+        )
+    tiny = Facts(rows=1, shape=(1, 1, 1), classes=2)
+    if isinstance(method.solver.bind(tiny), nn.Module):
+        raise UserError(
+            f"{rule} attacks a second data stream with the method's own solver, and "
+            f"{type(method.solver).__name__} remembers the training rows: choose a solver without memory, "
+            "such as PGD, or another weighting"
+        )

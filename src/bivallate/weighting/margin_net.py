@@ -18,19 +18,9 @@ from bivallate.roles import Composition
 from bivallate.types import Evidence, Facts, probability_margin
 from bivallate.weighting.base import LookaheadLoss, NotFitted, Weighting
 from bivallate.weighting.descent import Descent, DescentRule
+from bivallate.weighting.lookahead import check_second_stream
 
 INPUTS = ("multiclass-margin", "scalar-margin", "adversarial-loss", "loss-difference")
-
-
-def check_second_stream(rule: str, method: Composition) -> None:
-    """Raise UserError if the method's solver keeps state, which rows of a second stream would overwrite."""
-    tiny = Facts(rows=1, shape=(1, 1, 1), classes=2)
-    if isinstance(method.solver.bind(tiny), nn.Module):
-        raise UserError(
-            f"{rule} attacks a second data stream with the method's own solver, and "
-            f"{type(method.solver).__name__} remembers the training rows: choose a solver without memory, "
-            "such as PGD, or another weighting"
-        )
 
 
 @part
@@ -112,6 +102,11 @@ class MarginNet(Weighting):
         if self.inputs == "loss-difference":
             seen = seen - F.cross_entropy(evidence.clean_logits, evidence.y, reduction="none")
         return seen[:, None]
+
+
+def weighs_by_margins(weighting: object) -> bool:
+    """Whether a method's weighting is a network whose input is a margin."""
+    return isinstance(weighting, MarginNet) and "margin" in weighting.inputs
 
 
 class BoundMarginNet(Weighting, nn.Module):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import field
-from typing import Literal
+from dataclasses import field, replace
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -134,6 +134,10 @@ class GAIRAT(Weighting):
             math.isfinite(self.shift.start) and math.isfinite(self.shift.end)
         ):
             raise UserError("a linear shift needs finite ends: infinity times a fraction has no value")
+
+    def stepped(self, length: float, number: float = 1.0) -> Self:
+        """Return the rule that counts kappa out of `number` times as many steps."""
+        return replace(self, steps=round(number * self.steps))
 
     def check(self, method: Composition) -> None:
         """Raise UserError unless the solver makes `steps` steps, out of which kappa is counted."""

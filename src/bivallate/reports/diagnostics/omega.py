@@ -18,7 +18,7 @@ from bivallate.reports.diagnostics.diagnostic import Diagnostic
 from bivallate.reports.diagnostics.weighed_points import weigh_points
 from bivallate.style import COLOURS, figure
 from bivallate.types import Clock, Evidence
-from bivallate.weighting.margin_net import BoundMarginNet, MarginNet
+from bivallate.weighting.margin_net import BoundMarginNet, weighs_by_margins
 
 Place = Literal["clean", "adversarial"]
 PLACES: tuple[Place, ...] = ("clean", "adversarial")
@@ -93,11 +93,6 @@ def omega(
     margin = logit_margin(torch.from_numpy(found[0].clean), torch.from_numpy(found[0].y))  # of probabilities
     clean = np.stack([margin.numpy(), found[0].weights])
     return Omega(label, clean, np.stack([found[1].margin, found[1].weights]))
-
-
-def weighs_by_margins(weighting: object) -> bool:
-    """Whether a method's weighting is a network of which `omega` can be drawn."""
-    return isinstance(weighting, MarginNet) and "margin" in weighting.inputs
 
 
 def _at(net: BoundMarginNet, place: Place, evidence: Evidence) -> torch.Tensor:
