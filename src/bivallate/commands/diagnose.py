@@ -34,7 +34,7 @@ def diagnose(
         folders of the runs.
     what
         curves, alignment, alignment-over-epochs, fosc, fosc-traces, fosc-over-epochs (of runs that keep
-        weights), landscape, classes, confusion, attacked, eps, training-eps (runs of several radii), ranks,
+        weights), landscape, classes, plane (two runs or more), confusion, attacked, eps, training-eps (runs of several radii), ranks,
         weights, weights-over-epochs, weights-by-margin, examples, likelihoods, weight-scatter (two runs) or
         transfer (two or more); repeatable. [default: all]
     out
