@@ -71,7 +71,8 @@ def train(
         architecture, or package.module:factory of your own. [default: tiny-cnn, or the recipe's]
     eps
         radius of the perturbations in pixel units of [0, 1], such as 8/255. [default in Linf: 0.3 for
-        mnist, 0.1 for fashion-mnist, 0.15 for digits, else 8/255; in L1 12 for cifar10; else it must be given]
+        mnist, 0.1 for fashion-mnist, 0.15 for digits, else 8/255; in L1 12 for cifar10; else it
+        must be given]
     norm
         linf, l2 or l1.
     epochs
