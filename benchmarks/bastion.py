@@ -33,13 +33,13 @@ from bivallate.reports.cards import PARTS, one_line
 from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.running import cut
 from bivallate.reproduce.running import trained as finished
+from bivallate.run.arithmetic import limit_threads
 from bivallate.run.budget import affordable
 from bivallate.run.config import Config, Data, Model, Validation
 from bivallate.run.from_config import load_data
 from bivallate.run.optim import SGD
 from bivallate.run.rates import Triangle
 from bivallate.run.sentinel import Sentinel
-from bivallate.run.arithmetic import limit_threads
 from bivallate.upper.loss import Loss, Mart, Trades, adversarial
 from bivallate.weighting.base import After, Weighting, equal
 from bivallate.weighting.dro import KLDRO

@@ -22,11 +22,11 @@ from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.papers.catalogue import tables
 from bivallate.reproduce.planning import jobs_of
 from bivallate.reproduce.running import Job, trained
+from bivallate.run.arithmetic import limit_threads
 from bivallate.run.from_config import load_data
 from bivallate.run.load_model import load
 from bivallate.run.progress import TerminalProgress
 from bivallate.run.signals import Interrupted
-from bivallate.run.arithmetic import limit_threads
 
 FORMATS = {"bfloat16": "bf16", "float32": "float32"}
 COLUMNS = ("clean", "pgd-20", "last clean", "last pgd-20")

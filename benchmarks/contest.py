@@ -35,10 +35,10 @@ from bivallate.reports.cards import PARTS, one_line
 from bivallate.reproduce.machine import commit, machine
 from bivallate.reproduce.running import cut
 from bivallate.reproduce.running import trained as finished
+from bivallate.run.arithmetic import limit_threads
 from bivallate.run.config import Config
 from bivallate.run.from_config import load_data
 from bivallate.run.resuming import computable
-from bivallate.run.arithmetic import limit_threads
 
 JUDGE, TEST = "apgd-t-20-2", "autoattack"  # on held-out images, and on test images
 ROUNDING = "device", "gpu", "processor", "instructions", "threads", "torch"  # of a machine, for the bits

@@ -23,12 +23,12 @@ from bivallate.models import Classifier
 from bivallate.reproduce.cell import configure
 from bivallate.reproduce.machine import machine
 from bivallate.reproduce.running import Job, cut
+from bivallate.run.arithmetic import limit_threads
 from bivallate.run.config import Config
 from bivallate.run.from_config import create_model, load_data
 from bivallate.run.memory_layout import trial_session, whole_step
 from bivallate.run.resuming import computable
 from bivallate.run.session import Session
-from bivallate.run.arithmetic import limit_threads
 from bivallate.types import Batch
 
 SIZES = (1, 2, 3, 4)

@@ -22,10 +22,9 @@ from typing import Any
 from benchmarks import campaign_gpu
 from benchmarks.filling import endless, made_of, pace
 from bivallate.lower.modes import set_train_mode
-from bivallate.run.arithmetic import computing
+from bivallate.run.arithmetic import computing, limit_threads
 from bivallate.run.memory_layout import whole_step
 from bivallate.run.session import Session
-from bivallate.run.arithmetic import limit_threads
 
 STEPS, PATIENCE = 4, 300.0  # seconds that the processes wait for each other
 
