@@ -35,8 +35,8 @@ def diagnose(
     what
         curves, alignment, alignment-over-epochs, fosc, fosc-traces, fosc-over-epochs (of runs that keep
         weights), landscape, classes, plane (two runs or more), confusion, attacked, eps, training-eps (runs
-        of several radii), ranks, weights, weights-over-epochs, weights-by-margin, examples, likelihoods, weight-scatter (two runs) or
-        transfer (two or more); repeatable. [default: all]
+        of several radii), ranks, weights, weights-over-epochs, weights-by-margin, examples, likelihoods,
+        weight-scatter (two runs) or transfer (two or more); repeatable. [default: all]
     out
         folder for NAME.svg, .png, .pdf and .json or .npz. [default: FIRST RUN/diagnosis, for other weights
         than the best ones FIRST RUN/diagnosis/WEIGHTS]
