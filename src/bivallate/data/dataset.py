@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -145,6 +145,7 @@ class Dataset:
         augment: the augmentation that the papers use for this set.
         notes: for the user, for example that the set is not complete.
         named: whether the data name their classes; if not, `classes` are the numbers of the labels.
+        loaded: the arguments of `load` by which they can be loaded again; None if they were given in memory.
     """
 
     name: str
@@ -158,6 +159,7 @@ class Dataset:
     augment: Augment = Augment()  # noqa: RUF009  (a frozen value)
     notes: tuple[str, ...] = ()
     named: bool = True
+    loaded: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         names = tuple(self.classes) if self.named else None
@@ -214,6 +216,10 @@ class Dataset:
 
     def but(self, **parts: Any) -> Dataset:
         """Return a copy with some attributes replaced."""
+        if "name" in parts:
+            parts = {"loaded": None, **parts}
+        elif "augment" in parts and self.loaded is not None:
+            parts = {"loaded": {**self.loaded, "augment": str(parts["augment"])}, **parts}
         return replace(self, **parts)
 
 

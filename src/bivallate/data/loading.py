@@ -73,6 +73,7 @@ def load(
     Raises:
         UserError: data that are not found, cannot be read, or do not fit the arguments.
     """
+    given = dict(locals())
     if isinstance(data, Dataset):
         return data
     side = (size, size) if isinstance(size, int) else size
@@ -90,9 +91,18 @@ def load(
         _check_classes(train, source)
     notes += split_notes(source, train, rows.test)
     parts = source.classes, rows.test.shape, train, rows.validation, rows.test
-    return Dataset(
-        source.name, *parts, *rows.moments, _augmentation(source, rows.test.shape), notes, bool(found.classes)
-    )
+    parts = *parts, *rows.moments, _augmentation(source, rows.test.shape), notes, bool(found.classes)
+    return Dataset(source.name, *parts, _loaded(given))
+
+
+def _loaded(given: dict[str, Any]) -> dict[str, Any] | None:
+    """The arguments of `load` by which its data can be loaded again; None for data in memory."""
+    named = all(isinstance(place, str | Path) for place in (given["data"], given["extra"] or ""))
+    if not named or given["whole"] or isinstance(given["size"], tuple):
+        return None
+    places = {key: given[key] and str(given[key]) for key in ("data_dir", "extra")}
+    left = {key: value for key, value in given.items() if key not in ("data", "seed", "whole")}
+    return {"name": str(given["data"]), **left, **places}
 
 
 def _mixed(

@@ -104,6 +104,7 @@ class EvaluationTarget:
         of_run = config.method.threat
         read = evaluation_data(folder.path, config, data, by_position=by_position)
         run_id, fingerprint = _fingerprints(folder, read.data)
+        doubts = read.warnings if read.place else _check_split(folder, read.data, split)
         chosen = of_run if threat is None else threat(of_run) if callable(threat) else threat
         return cls(
             path=folder.path,
@@ -115,7 +116,7 @@ class EvaluationTarget:
             split=split,
             elsewhere=read.place,
             others=config.method.threats[1:] if chosen is of_run else (),
-            warnings=read.warnings,
+            warnings=doubts,
             run=run_id,
             data_set=fingerprint,
         )
@@ -195,6 +196,25 @@ def _fingerprints(folder: RunFolder, data: Dataset) -> tuple[str, str]:
     manifest = read_manifest(folder.path / "model.json")
     own = str(manifest.get("data_fingerprint") or "")
     return str(manifest.get("run") or ""), own if data.matches(own) else data.fingerprint
+
+
+def _check_split(folder: RunFolder, data: Dataset, split: str) -> tuple[str, ...]:
+    """A warning if the test images are not those of the run's data set.
+
+    Raises UserError if the training or held-out images are others: some of these may have been trained on.
+    """
+    manifest, chosen = read_manifest(folder.path / "model.json"), split_of(data, split)
+    kept = (manifest.get("split_fingerprints") or {}).get(split)
+    whole = data.matches(str(manifest.get("data_fingerprint") or ""))
+    if whole or kept in (None, chosen.fingerprint, chosen.as_former().fingerprint):
+        return ()
+    if split == "test":
+        return ("the test images are not those of the data set that the run was trained on",)
+    raise UserError(
+        f"the {split} images are not those of the training of {folder.path}: the files have changed, or the "
+        "data were loaded with another seed than that of training, or in part. Evaluate on the test images, "
+        f"or in Python on the same data: bv.evaluate(run, data.{split})"
+    )
 
 
 def _configuration(file: Path) -> Config:

@@ -56,7 +56,8 @@ def unpack(session: Session, checkpoint: Checkpoint) -> None:
     if not session.dataset.matches(values["data"]):
         raise UserError(
             "the data is not what this run was trained on (its fingerprint differs): "
-            "restore the files, or start a new run"
+            "restore the files, or pass the same data again, also if they were loaded with another seed than "
+            "that of training: bv.resume(run, dataset=...)"
         )
     session.sentinel = SentinelState.from_dict(values["sentinel"])
     session.sentinel_tensors = section(checkpoint.tensors, "sentinel")

@@ -15,7 +15,8 @@ from bivallate.errors import UserError, check_number, check_path, check_whole, p
 from bivallate.method import Method, check_method
 from bivallate.methods.entries import create
 from bivallate.run.budget import affordable
-from bivallate.run.config import Config
+from bivallate.run.config import Config, Data
+from bivallate.run.config_parts import STREAMING
 from bivallate.run.defaults import fitted, threat_on
 from bivallate.run.execution import Run
 from bivallate.run.first_network import begin_network, described_model
@@ -110,8 +111,8 @@ def train(
         if value is not None:
             right(path.rpartition(".")[2], value)  # strings are accepted only from the command line
             config = config.set(path, value)
-    if isinstance(given, str):
-        config = dataclasses.replace(config, data=resolved_data(config.data))
+    own = resolved_data(config.data) if isinstance(given, str) else _as_loaded(config.data, given)
+    config = dataclasses.replace(config, data=own)
     loaded = load_data(config.data, seed) if isinstance(given, str) else given
     if recipe is None and "batch_size" not in settings:
         config = fitted(config, len(loaded.train))
@@ -174,11 +175,24 @@ def _method(method: Method | str, eps: float | str | None, norm: str, data_name:
 
 
 def _named(dataset: Dataset) -> str:
-    """The name by which the data set can be loaded again; empty if it has none.
+    """The known set that a data set was loaded as, for its defaults; empty for any other."""
+    known = data.registry.by_name(dataset.loaded["name"]) if dataset.loaded is not None else None
+    return known.name if known is not None else ""
 
-    Checkpoints keep its fingerprint, which shows whether the name still gives the same data.
+
+def _as_loaded(spec: Data, dataset: Dataset) -> Data:
+    """The settings by which a data set that was given can be loaded again; no name if they are unknown.
+
+    Checkpoints and manifests keep fingerprints, which show whether they still give the same data.
     """
-    return dataset.name if dataset.name in data.registry.names() else ""
+    if dataset.loaded is None:
+        return dataclasses.replace(spec, name="")
+    ways = {way: text for text, way in STREAMING.items()}
+    entry = {**dataset.loaded, "stream": ways[dataset.loaded["stream"]]}
+    try:
+        return resolved_data(dataclasses.replace(spec, **entry))
+    except UserError:  # a path that no file can name
+        return dataclasses.replace(spec, name="")
 
 
 def _known(settings: dict[str, Any]) -> dict[str, Any]:
