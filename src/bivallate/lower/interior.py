@@ -26,10 +26,11 @@ def barrier_strength(threat: Linf, c: float | None) -> float:
     return c if c is not None else max(threat.eps, 1e-12) ** 2 / (2 * CENTRE_GAIN)
 
 
-def check_box(threat: ThreatModel) -> None:
-    """Raise UserError for a threat in which there is no log barrier."""
+def box(threat: ThreatModel) -> Linf:
+    """The threat, if it is a box. Raises UserError for others, in which there is no log barrier."""
     if not isinstance(threat, Linf):
         raise UserError("the log barrier is written for boxes (Linf): choose the solver PGD")
+    return threat
 
 
 @part
@@ -56,7 +57,7 @@ class InteriorAscent(Solver):
 
     def check_threat(self, threat: ThreatModel) -> None:
         """Raise UserError for a threat that is not a box."""
-        check_box(threat)
+        box(threat)
 
     def fixed_steps(self) -> int:
         """Return `steps`: every example makes every step."""
@@ -64,9 +65,8 @@ class InteriorAscent(Solver):
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Solve the barrier problem; see the class."""
-        assert isinstance(problem.threat, Linf)
-        c = barrier_strength(problem.threat, self.c)
-        lo, up = problem.threat.bounds(problem.x)
+        threat = box(problem.threat)
+        c, (lo, up) = barrier_strength(threat, self.c), threat.bounds(problem.x)
         low, high = lo + self.margin * (up - lo), up - self.margin * (up - lo)
         before = delta = ((lo + up) / 2).clamp(min=low, max=high)
         for _ in range(self.steps):
@@ -115,7 +115,7 @@ class BarrierAscent(Solver):
 
     def check_threat(self, threat: ThreatModel) -> None:
         """Raise UserError for a threat that is not a box."""
-        check_box(threat)
+        box(threat)
 
     def fixed_steps(self) -> int:
         """Return `steps`: every example makes every step."""
@@ -132,9 +132,8 @@ class BarrierAscent(Solver):
 
     def solve(self, problem: LowerProblem) -> Solution:
         """Make the steps; see the class."""
-        assert isinstance(problem.threat, Linf)
-        c = barrier_strength(problem.threat, self.c)
-        lo, up = problem.threat.bounds(problem.x)
+        threat = box(problem.threat)
+        c, (lo, up) = barrier_strength(threat, self.c), threat.bounds(problem.x)
         room = 0.05 * (up - lo)
         before = delta = torch.minimum(torch.maximum(self.start(problem), lo + room), up - room)
         direction, kappa = self.direction(problem), torch.zeros_like(problem.y)
