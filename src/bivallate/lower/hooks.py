@@ -27,12 +27,9 @@ class HookedOutput:
         x = args[0]
         if x.shape != self._x_adv.shape:
             self._here = False
-        elif x.device.type == "cpu":
-            self._here = bool(torch.isclose(x, self._x_adv, 0, 0, equal_nan=True).all())
         else:
-            self._here = torch.isclose(
-                x, self._x_adv, 0, 0, equal_nan=True
-            ).all()  # on the device; read only if there are several passes
+            here = torch.isclose(x, self._x_adv, 0, 0, equal_nan=True).all()
+            self._here = bool(here) if x.device.type == "cpu" else here  # on a device read only if needed
 
     def _leave(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if self._here is not False and output.requires_grad:
