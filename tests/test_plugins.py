@@ -75,12 +75,23 @@ assert run(["train", "broken"]) == 2
 """
 
 
+def look_where_it_is_not_installed(run: Path) -> None:
+    """Whatever needs no more of its method than the name and the threat works."""
+    assert command(["evaluate", str(run), "--attack", "fgsm"]) == 0
+    assert command(["report", str(run), "--out", str(run / "report.html"), "--no-images"]) == 0
+    written = (run / "report.html").read_text(encoding="utf-8")
+    assert "entropy-at" in written and "EntropyWeights" in written  # its parts as the run wrote them
+    assert command(["curve", str(run), "--eps", "0.1", "--attack", "fgsm", "--n", "20"]) == 0
+    assert command(["diagnose", str(run), "--what", "classes", "--n", "20"]) == 0
+    assert command(["diagnose", str(run), "--what", "weights", "--n", "20"]) == 2  # the method's own
+
+
 def test_every_block_and_command_of_the_tutorial_works(tmp_path: Path) -> None:
     folder, site = tmp_path / "project", tmp_path / "site"
     project(folder, site)
     told = ran([sys.executable, "-c", ASK + IN_PYTHON, COMMANDS], folder, site)
     assert "AT that leans towards examples" in told
-    assert command(["evaluate", str(folder / "installed"), "--attack", "fgsm"]) == 0  # not installed here
+    look_where_it_is_not_installed(folder / "installed")
     text = TUTORIAL.read_text(encoding="utf-8")
     for line in COMMANDS.strip().splitlines():  # each stands in the tutorial so
         words = line.split(" --epochs")[0].replace("resume r ", "resume RUN ")

@@ -14,7 +14,7 @@ import warnings
 from typing import Any, dataclass_transform
 
 from bivallate import plugins
-from bivallate.errors import UserError, to_python, unknown
+from bivallate.errors import UserError, nearest, to_python, unknown
 from bivallate.part_kinds import KINDS, check_roles, load_own
 from bivallate.schema import check_fields
 
@@ -165,9 +165,11 @@ def _kind(kind: Any, where: str) -> type:
         load_own()
         plugins.loaded()  # a part of the user's own project may not be imported yet
     if not isinstance(kind, str) or kind not in KINDS:
+        close = nearest(str(kind), KINDS)
+        hint = f": did you mean {close!r}?" if close else "."
         raise UserError(
-            f"{where + ': ' if where else ''}{unknown('part', str(kind), KINDS)}. A part of your own must "
-            "be imported: import its module, or declare its method as an entry point in the group "
+            f"{where + ': ' if where else ''}unknown part {str(kind)!r}{hint} A part of your own must be "
+            "imported: import its module, or declare its method as an entry point in the group "
             "bivallate.methods"
         )
     return KINDS[kind]

@@ -9,9 +9,9 @@ from bivallate.data import Stream
 from bivallate.data.duplicates import near_duplicates
 from bivallate.evaluation.points import select
 from bivallate.quoting import command
-from bivallate.run.config import Config
 from bivallate.run.evaluation_target import EvaluationTarget
 from bivallate.run.folder import RunFolder
+from bivallate.run.foreign_method import read_config
 
 __all__ = ["leak"]
 
@@ -48,7 +48,7 @@ def leak(examined: EvaluationTarget, n: int, seed: int) -> Check:
     found = (
         f"{len(pairs)} of {len(chosen)} ({share:.1%}) have a near-duplicate there{of}, {copies} are copies"
     )
-    data = Config.read(RunFolder(examined.path).config).data
+    data = read_config(RunFolder(examined.path).config).config.data
     more = ["--set", f"data.extra={data.extra}"] if data.extra is not None else []
     look = command("datasets", data.name, *more, "--check", "--sheet", "pairs.png")
     outcome = "flag" if share > MANY else "note"

@@ -53,14 +53,14 @@ def predict(
     """
     from bivallate.evaluation import attack_named
     from bivallate.evaluation import predict as ask
-    from bivallate.run.config import Config
     from bivallate.run.folder import RunFolder
+    from bivallate.run.foreign_method import read_config
     from bivallate.run.load_model import load_run
 
     attack_named(attack)  # a misspelt attack is said before anything else
     device = machine.prepare()
     images, texts = _split_images(images, threat)
-    own = Config.read(RunFolder.open(run).config).method.threats
+    own = read_config(RunFolder.open(run).config).config.method.threats
     asked = threats_of(texts, beside=ball.given, nor="image")
     threats = asked or ((ball.of(own[0]),) if ball.given else own)
     model = load_run(run, source.weights, source.model).to(device)

@@ -24,6 +24,7 @@ from bivallate.reports.strength import strongest_first
 from bivallate.run.config import Config
 from bivallate.run.execution import Run
 from bivallate.run.folder import WEIGHTS, RunFolder
+from bivallate.run.foreign_method import ReadConfig, read_config
 
 NO_POINT = "no point of class"  # beginning of an evaluation's warning about classes without points
 LONG = 20  # letters; if a label is longer, the ending that all labels share is left out
@@ -36,7 +37,7 @@ class RunRecord:
     Attributes:
         label: a short name, unique among the runs of one report.
         path: the folder.
-        config: the resolved configuration.
+        written: the resolved configuration.
         history: one dictionary per epoch, as in metrics.jsonl.
         evaluations: the run's evaluations, by weights and then by cost.
         classes: names of the classes.
@@ -47,13 +48,18 @@ class RunRecord:
 
     label: str
     path: Path
-    config: Config
+    written: ReadConfig
     history: list[dict[str, Any]]
     evaluations: tuple[Evaluation, ...]
     classes: tuple[str, ...]
     manifest: dict[str, Any]
     audits: tuple[StoredAudit, ...]
     strange: tuple[Evaluation, ...] = ()
+
+    @property
+    def config(self) -> Config:
+        """The configuration, in which another method may stand for one that is not installed."""
+        return self.written.config
 
     @cached_property
     def strongest(self) -> Evaluation | None:
@@ -174,7 +180,7 @@ def collect(paths: list[Path]) -> list[RunRecord]:
 
 def _read(path: Path, label: str) -> RunRecord:
     folder = RunFolder.open(path)
-    config, history, manifest = Config.read(folder.config), folder.read_metrics(), path / "model.json"
+    written, history, manifest = read_config(folder.config), folder.read_metrics(), path / "model.json"
     described = read_manifest(manifest) if manifest.exists() else {}
     fingerprints = RunFingerprints.of(path)
     found = read_evaluations(folder.evaluation, fingerprints)
@@ -187,7 +193,7 @@ def _read(path: Path, label: str) -> RunRecord:
     classes = tuple(str(name) for name in names)
     strange = tuple(e for e in found if e.left_out)
     audits = read_audits(path, fingerprints)
-    return RunRecord(label, path, config, history, tuple(known), classes, described, audits, strange)
+    return RunRecord(label, path, written, history, tuple(known), classes, described, audits, strange)
 
 
 def _spent(score: Score) -> float:

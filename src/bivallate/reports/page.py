@@ -125,7 +125,7 @@ def render(
         "headlines": headlines(runs),
         "first": [t for t in first if t is not None and (t.rows or t.note)],
         "last": [t for t in last if t is not None],
-        "configs": {run.label: tables.flatten(tables.encode(run.config)) for run in runs},
+        "configs": {run.label: tables.flatten(run.written.entry) for run in runs},
         "warnings": [*_warnings(runs), *notes],
         "figures": figures,
     }

@@ -10,7 +10,6 @@ from bivallate.evaluation import Score
 from bivallate.evaluation.metrics import by_key
 from bivallate.evaluation.progress_display import duration
 from bivallate.evaluation.threat_union import radius
-from bivallate.parts import encode
 from bivallate.quoting import line
 from bivallate.reports.collect import RunRecord
 from bivallate.reports.diagnostics.per_class import MANY, extremes_of
@@ -206,7 +205,7 @@ def alarms_table(runs: Sequence[RunRecord]) -> Table | None:
 
 def differences_table(runs: Sequence[RunRecord]) -> Table | None:
     """The settings that differ between the runs; None for a single run, or if all settings are equal."""
-    flat = [flatten(encode(run.config)) for run in runs]
+    flat = [flatten(run.written.entry) for run in runs]
     keys = list(dict.fromkeys(key for entry in flat for key in entry))
     different = [key for key in keys if len({entry.get(key) for entry in flat}) > 1]
     if len(runs) < 2 or not different:

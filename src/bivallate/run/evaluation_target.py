@@ -18,17 +18,13 @@ from bivallate.evaluation.evaluation_progress import EvaluationProgress
 from bivallate.evaluation.preflight import Preflight, preflight
 from bivallate.evaluation.shared_points import clear
 from bivallate.lower.threat import ThreatModel
-from bivallate.methods.entries import create
 from bivallate.models import Classifier
 from bivallate.models.description import read_manifest
-from bivallate.parts import decode, encode
-from bivallate.run.config import Config
 from bivallate.run.evaluation_data import evaluation_data
 from bivallate.run.folder import RunFolder
+from bivallate.run.foreign_method import read_config
 from bivallate.run.from_config import pick_device
 from bivallate.run.load_model import load_run
-from bivallate.schema import MEGABYTE, check_fits, read_text
-from bivallate.schema import parse as parse_file
 
 __all__ = ["EvaluationTarget", "ProgressCallback", "partial_of", "split_of"]
 
@@ -99,12 +95,16 @@ class EvaluationTarget:
             UserError: there is no run, or the data, the split or the weights do not exist.
         """
         folder = RunFolder.open(Path(path))
-        config = _configuration(folder.config)
+        config = read_config(folder.config).config
         config = config.set("data.data_dir", data_dir) if data_dir is not None else config
         of_run = config.method.threat
         read = evaluation_data(folder.path, config, data, by_position=by_position)
-        run_id, fingerprint = _fingerprints(folder, read.data)
-        doubts = read.warnings if read.place else _check_split(folder, read.data, split)
+        manifest = read_manifest(folder.path / "model.json")
+        trained_on = str(manifest.get("data_fingerprint") or "")
+        same = read.data.matches(trained_on)  # an older version may have computed another fingerprint of them
+        doubts = read.warnings
+        if not same and not read.place:
+            doubts = _check_split(folder.path, manifest, read.data, split)
         chosen = of_run if threat is None else threat(of_run) if callable(threat) else threat
         return cls(
             path=folder.path,
@@ -117,8 +117,8 @@ class EvaluationTarget:
             elsewhere=read.place,
             others=config.method.threats[1:] if chosen is of_run else (),
             warnings=doubts,
-            run=run_id,
-            data_set=fingerprint,
+            run=str(manifest.get("run") or ""),
+            data_set=trained_on if same else read.data.fingerprint,
         )
 
     @property
@@ -187,52 +187,21 @@ class EvaluationTarget:
         return score
 
 
-def _fingerprints(folder: RunFolder, data: Dataset) -> tuple[str, str]:
-    """The run's identifier and the data's fingerprint.
-
-    For the run's own data it is the fingerprint that the run wrote, which an older version may have computed
-    in another way.
-    """
-    manifest = read_manifest(folder.path / "model.json")
-    own = str(manifest.get("data_fingerprint") or "")
-    return str(manifest.get("run") or ""), own if data.matches(own) else data.fingerprint
-
-
-def _check_split(folder: RunFolder, data: Dataset, split: str) -> tuple[str, ...]:
+def _check_split(run: Path, manifest: dict[str, Any], data: Dataset, split: str) -> tuple[str, ...]:
     """A warning if the test images are not those of the run's data set.
 
     Raises UserError if the training or held-out images are others: some of these may have been trained on.
     """
-    manifest, chosen = read_manifest(folder.path / "model.json"), split_of(data, split)
-    kept = (manifest.get("split_fingerprints") or {}).get(split)
-    whole = data.matches(str(manifest.get("data_fingerprint") or ""))
-    if whole or kept in (None, chosen.fingerprint, chosen.as_former().fingerprint):
+    chosen, kept = split_of(data, split), (manifest.get("split_fingerprints") or {}).get(split)
+    if kept in (None, chosen.fingerprint, chosen.as_former().fingerprint):
         return ()
     if split == "test":
         return ("the test images are not those of the data set that the run was trained on",)
     raise UserError(
-        f"the {split} images are not those of the training of {folder.path}: the files have changed, or the "
-        "data were loaded with another seed than that of training, or in part. Evaluate on the test images, "
-        f"or in Python on the same data: bv.evaluate(run, data.{split})"
+        f"the {split} images are not those of the training of {run}: the files have changed, or the data "
+        "were loaded with another seed than that of training, or in part. Evaluate on the test images, or in "
+        f"Python on the same data: bv.evaluate(run, data.{split})"
     )
-
-
-def _configuration(file: Path) -> Config:
-    """Read a run's configuration.
-
-    An evaluation needs the method's threat alone. If other parts of the method are not installed, plain
-    training with this threat takes its place.
-    """
-    try:
-        return Config.read(file)
-    except UserError:
-        text = read_text(file, "configuration", 4 * MEGABYTE)
-        entry = parse_file(text, file, "configuration", dict[str, Any], "TOML")
-        method = entry.get("method")
-        if not isinstance(method, dict) or "threat" not in method:
-            raise
-        known = encode(create("plain", decode(method["threat"])))
-        return check_fits(Config, decode({**entry, "method": known, "kind": "Config"}), "configuration")
 
 
 def _save(score: Score, file: Path) -> None:

@@ -15,7 +15,6 @@ from bivallate.evaluation.pairs import LEVEL
 from bivallate.evaluation.score import Score
 from bivallate.evaluation.significance import SeedSpread, check_same_rows
 from bivallate.evaluation.statistics import holm, welch
-from bivallate.parts import encode
 from bivallate.reports.collect import RunRecord
 from bivallate.reports.stored_evaluations import Evaluation
 from bivallate.reports.tables import flatten
@@ -85,7 +84,7 @@ def by_seed(
     """
     groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for k, run in enumerate(runs):
-        flat = {key: value for key, value in flatten(encode(run.config)).items() if key not in IRRELEVANT}
+        flat = {key: value for key, value in flatten(run.written.entry).items() if key not in IRRELEVANT}
         groups.setdefault(tuple(sorted(flat.items())), []).append(k)
     return [_group(members, runs, [e.score for e in chosen], costs) for members in groups.values()]
 

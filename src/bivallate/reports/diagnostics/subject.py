@@ -122,7 +122,10 @@ class Subject:
         """The run's state at its last checkpoint, with the attack steps that the sentinel has set.
 
         It computes in float32, without the run's CUDA graphs and compilation: this device may have neither.
+
+        Raises UserError if the run's method is not installed here.
         """
+        run.written.check_own_method()
         device = str(self.device)
         here = replace(run.config, device=device, precision="float32", graphs=False, compile=False)
         with torch.random.fork_rng(devices=[]):  # unpacking restores the run's generators
