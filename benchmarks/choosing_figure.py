@@ -33,8 +33,8 @@ def draw(
                 _draw_row(ax, place, seeds, first=seeds in equals)
             ax.set_yticks(range(len(order)), [_label(seeds) for seeds in order])
             ax.set_ylim(-0.7, most - 0.3)
-            shown_from = min(mean(seeds, "robust" if _unknown(seeds) else "worst") for seeds in order)
-            ax.set_xlim(left=100 * shown_from - 4)
+            lowest = [mean(seeds, what) for seeds in order for what in ("low", *_worst_of(seeds))]
+            ax.set_xlim(left=100 * min(lowest) - 4)
             ax.set_title(title)
             ax.set_xlabel("AutoAttack (%)")
         told = {
@@ -51,13 +51,13 @@ def _draw_row(ax: Any, place: int, seeds: Sequence[Row], first: bool) -> None:
     paint = COLOURS[0 if first else 1]
     ax.hlines(place, 100 * mean(seeds, "low"), 100 * mean(seeds, "high"), color=paint, linewidth=1)
     ax.plot(100 * mean(seeds, "robust"), place, "o", color=paint, markersize=4)
-    if not _unknown(seeds):
+    if _worst_of(seeds):
         ax.plot(100 * mean(seeds, "worst"), place, "s", color="#777777", mfc="none", markersize=3.5)
 
 
-def _unknown(seeds: Sequence[Row]) -> bool:
-    """Whether the worst class is not known."""
-    return any(row.worst is None for row in seeds)
+def _worst_of(seeds: Sequence[Row]) -> tuple[str, ...]:
+    """The name of the worst class's accuracy, if it is known."""
+    return () if any(row.worst is None for row in seeds) else ("worst",)
 
 
 def _label(seeds: Sequence[Row]) -> str:

@@ -28,7 +28,16 @@ from typing import Any
 
 import bivallate as bv
 from benchmarks.contest_entrants import PASSES
-from benchmarks.contest_trials import CLASSES, SETTINGS, Trial, configure, judged, repeats, trials
+from benchmarks.contest_trials import (
+    CLASSES,
+    SETTINGS,
+    Trial,
+    configure,
+    judged,
+    repeats,
+    settings,
+    trials,
+)
 from bivallate.files import write_json
 from bivallate.record import NonFinite
 from bivallate.reports.cards import PARTS, one_line
@@ -101,6 +110,7 @@ def described(trial: Trial, config: Config) -> dict[str, Any]:
         "value": trial.value,
         "number": trial.number,
         "parts": {part: one_line(entry[part]) for part in PARTS},
+        "config": settings(config),
         "rows": setting.images,
         "epochs": config.epochs,
         "passes": 0.0,

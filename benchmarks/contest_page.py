@@ -213,7 +213,7 @@ def draw() -> None:
             left = 100 * min(value for value in best if value > GUESSING) - 3
             for place, held in enumerate(everyone):
                 if best[place] > GUESSING:
-                    _draw_row(ax, place, held)
+                    _draw_row(ax, place, held, left)
                 else:
                     ax.text(left, place, " at chance", va="center", color="0.4", fontsize="small")
             ax.set_yticks(range(len(everyone)), [next(iter(held)).name for held in everyone])
@@ -229,13 +229,18 @@ def draw() -> None:
         save(fig, FIGURE, ("svg",))
 
 
-def _draw_row(ax: Any, place: int, held: Mapping[Trial, Figures]) -> None:
+def _draw_row(ax: Any, place: int, held: Mapping[Trial, Figures], left: float) -> None:
     best = most(dict(held), "robust")
     top, paint = held[best], COLOURS[0 if best.entrant.composed else 1]
     low, high = wilson(round(top["robust"] * top["n"]), top["n"])
     ax.hlines(place, 100 * low, 100 * high, color=paint, linewidth=1, alpha=0.6)
     each = [100 * h["robust"] for trial, h in held.items() if "diverged" not in trial.read()]
-    ax.plot(each, [place] * len(each), "o", mfc="none", color=paint, markersize=3)
+    inside, outside = [v for v in each if v >= left], sorted(v for v in each if v < left)
+    ax.plot(inside, [place] * len(inside), "o", mfc="none", color=paint, markersize=3)
+    if outside:  # an arrow at the edge, with the values that it stands for
+        ax.plot(left, place, "<", color=paint, markersize=3, clip_on=False)
+        values = ", ".join(f"{v:.0f}" for v in outside)
+        ax.text(left, place, f"  {values}", va="center", color=paint, fontsize="xx-small")
     ax.plot(100 * top["robust"], place, "o", color=paint, markersize=4)
 
 

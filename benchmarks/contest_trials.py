@@ -10,6 +10,8 @@ from typing import Any
 
 from benchmarks.contest_entrants import ENTRANTS, EPOCHS, PASSES, Entrant
 from bivallate import Linf, Method
+from bivallate.parts import encode, portable
+from bivallate.reproduce.definition import without_machine
 from bivallate.run.budget import affordable
 from bivallate.run.config import Config, Data, Model, Precision, Validation
 from bivallate.run.optim import SGD
@@ -112,11 +114,16 @@ class Trial:
 
     @property
     def recorded(self) -> bool:
-        """Whether there is a record, of this value, that keeps the budget."""
+        """Whether there is a record, of this value, that keeps the budget.
+
+        And of these settings, where it says which; the first ones do not.
+        """
         if not self.record.exists():
             return False
         found = self.read()
         same = (found["parameter"], found["value"]) == (self.entrant.parameter, self.value)
+        if same and "config" in found:
+            same = found["config"] == settings(configure(self))
         return same and found["passes"] <= self.budget
 
     @property
@@ -144,6 +151,11 @@ def configure(trial: Trial, device: str = "auto") -> Config:
         threads=1,
     )
     return affordable(config, trial.budget, setting.images, CLASSES)[0]
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """What decides on the weights of a training, as JSON has it."""
+    return json.loads(json.dumps(portable(encode(without_machine(config)))))
 
 
 def trials(data: str, cost: str, only: Sequence[str] = ()) -> list[Trial]:

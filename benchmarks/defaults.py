@@ -89,8 +89,7 @@ def table() -> str:
     ]
     commits = set()
     for name in DATA:
-        found = {m: _record(name, m) for m in METHODS}
-        kept = [r for r in found.values() if r is not None]
+        found, kept = {m: _record(name, m) for m in METHODS}, list(_records(name).values())
         if not kept:
             continue
         commits |= {r["commit"] for r in kept}
@@ -117,8 +116,15 @@ def _record(name: str, method: str) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
+def _records(name: str) -> dict[str, dict[str, Any]]:
+    """Method -> its record on a data set."""
+    return {m: record for m in METHODS if (record := _record(name, m)) is not None}
+
+
 def current(record: dict[str, Any], name: str, method: str) -> bool:
-    """Whether a record was made with the present defaults."""
+    """Whether a record was made with the present defaults, on no fewer images than others of its data set."""
+    if any(of["rows"] > record["rows"] for of in _records(name).values()):
+        return False
     config: Config = recipe_for(None, create(method, threat("linf", training_defaults(name).eps)), name)
     return without_machine(decode(from_portable(record["config"]))) == without_machine(
         fitted(config, record["rows"])

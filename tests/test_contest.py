@@ -99,6 +99,16 @@ def test_a_record_beyond_the_budget_or_of_another_value_does_not_count(
     assert "gat" not in contest_trials.tuned("mnist", "low")
 
 
+def test_a_record_of_another_rate_or_radius_does_not_count(records: Path) -> None:
+    trial = Trial("mnist", "low", "gat", 0)
+    config = contest_trials.configure(trial)
+    write(trial, held_out=held(0.9, 0.9), config=contest_trials.settings(config.set("device", "cuda")))
+    assert trial.recorded
+    for path, other in (("optimizer.lr", "0.5"), ("threat.eps", "0.2")):
+        write(trial, held_out=held(0.9, 0.9), config=contest_trials.settings(config.set(path, other)))
+        assert not trial.recorded
+
+
 def test_a_training_that_exceeds_its_budget_fails(records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = Trial("mnist", "low", "gat", 0)
     monkeypatch.setattr(contest, "measured", lambda trial, device: {"passes": 80.5, "epochs": 13})

@@ -49,7 +49,7 @@ def test_transferred_examples_are_paired_by_the_images_that_they_are_made_of() -
         record.entry["data"] = {"fingerprint": "of the test images"}
     assert judge_claim(TABLE, PGD, "g", records).how == "exact paired test on 100 points"
     records[0].entry["data"] = {"fingerprint": "of others"}
-    assert judge_claim(TABLE, PGD, "g", records).how == "intervals on different points"
+    assert judge_claim(TABLE, PGD, "g", records).how == "trained on different images"
 
 
 def test_transferred_examples_are_paired_over_the_seeds_if_each_pair_is_made_on_one_network() -> None:
@@ -115,6 +115,22 @@ def test_different_points_are_compared_by_their_intervals() -> None:
     assert low < 0.1 < high
     far = [by_hand("A", verdicts(80)), by_hand("B", verdicts(40), data="other")]
     assert judge_claim(TABLE, PGD, "g", far).status == "confirmed"
+
+
+def test_networks_of_other_training_images_decide_nothing() -> None:
+    a, b = by_hand("A", verdicts(90)), by_hand("B", verdicts(10))
+    for record, images in ((a, "some"), (b, "others")):
+        record.entry["data"] = {"train": 100, "fingerprint": images}
+    found = judge_claim(TABLE, PGD, "g", [a, b])
+    assert (found.status, found.difference, found.how) == ("undecided", None, "trained on different images")
+
+
+@pytest.mark.parametrize(("kind", "marked"), [("MAIL", True), ("Equal", False), ("ClassNoRegret", False)])
+def test_nearly_equal_are_weights_of_examples(kind: str, marked: bool) -> None:
+    record = by_hand("A", verdicts(90))
+    record.entry["config"] = {"method": {"weighting": {"kind": kind}}}
+    record.entry["training"] = {"history": [{"seconds": 1.0, "effective": 0.97}]}
+    assert record.unweighted is marked
 
 
 def test_several_seeds_are_averaged_point_by_point() -> None:
@@ -228,6 +244,7 @@ def guessing(record: Record, given: np.ndarray, labels: np.ndarray | None = None
         "stage": pack(-right.char()),
         "predicted": pack(torch.tensor(given).short()),
     }
+    record.entry["columns"]["PGD"]["value"] = float(right.double().mean())
     return record
 
 

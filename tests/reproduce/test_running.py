@@ -366,6 +366,40 @@ def test_records_of_something_else_are_refused(tmp_path: Path) -> None:
         read_records(tmp_path, "T-X", "cpu")
 
 
+def test_a_copy_is_no_second_seed(tmp_path: Path) -> None:
+    record = by_hand("AT", [True] * 10)
+    keep(record, tmp_path, "cpu", "at-g")
+    keep(record, tmp_path, "cpu", "at-g-copy")
+    with pytest.raises(
+        UserError, match=r"at-g-copy-seed0\.json and at-g-seed0\.json are both of AT, g, seed 0"
+    ):
+        read_records(tmp_path, "T-X", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("columns", "PGD", "value"), 0.999, "PGD is 0.999, and 0.6 by its points"),
+        (("columns", "PGD", "value"), None, "value"),
+        (("machine",), {"gpu": None, "processor": "p", "threads": 1}, "torch"),
+        (("commit",), ..., "commit"),
+        (("training",), {"forward_per_row": 1, "backward_per_row": 1, "history": []}, "has no epoch"),
+    ],
+)
+def test_a_damaged_record_is_said_to_be_one(
+    path: tuple[str, ...], value: Any, said: str, tmp_path: Path
+) -> None:
+    entry = by_hand("AT", [k < 6 for k in range(10)]).entry
+    *outer, last = path
+    place = entry
+    for key in outer:
+        place = place[key]
+    place.pop(last) if value is ... else place.update({last: value})
+    keep(Record(entry, Path("x")), tmp_path, "cpu", "at-g")
+    with pytest.raises(UserError, match=f"at-g-seed0.json is not a readable record .*{said}"):
+        read_records(tmp_path, "T-X", "cpu")
+
+
 def test_titles_name_the_cell(tiny: Cell, job: Job) -> None:
     assert job.title == "T-X cpu: AT, digits, seed 0"
     assert tiny.name == "at-digits"

@@ -12,6 +12,7 @@ import torch
 import bivallate as bv
 from bivallate.cli import run as command
 from bivallate.data.augment import Augment
+from bivallate.reports.collect import collect
 from bivallate.run.config import Config
 from bivallate.run.rates import Flat
 
@@ -53,6 +54,11 @@ def test_rows_of_another_seed_are_not_called_held_out(tmp_path, capsys):
         assert f"the {split} images are not those of the training" in capsys.readouterr().err
     assert command(["evaluate", str(run.path), "--attack", "clean", "--json"]) == 0
     assert "test images" not in " ".join(json.loads(capsys.readouterr().out)["warnings"])
+    assert command(["audit", str(run.path), "--budget", "1", "--n", "50"]) in (0, 1)
+    kept = collect([run.path])[0]  # the test images are the same for every seed: nothing is left out
+    assert [e.score.attack for e in kept.evaluations] == ["clean"]
+    assert not kept.strange
+    assert kept.audits
     held = bv.evaluate(run.path, data.validation, attack="clean")
     assert held.n == len(data.validation)
     with pytest.raises(bv.UserError, match="loaded with another seed than that of training"):

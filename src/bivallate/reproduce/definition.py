@@ -9,7 +9,7 @@ from typing import Any
 from bivallate.errors import UserError
 from bivallate.parts import decode, encode, from_portable, portable
 from bivallate.reproduce.cell import Cell, configure
-from bivallate.run.config import Config
+from bivallate.run.config import OF_THE_MACHINE, Config
 from bivallate.run.sentinel import Sentinel
 
 __all__ = ["SOURCE_SEED", "is_of_cell", "lacking", "recorded_training", "source_names", "without_machine"]
@@ -20,12 +20,10 @@ SOURCE_SEED = 1000  # added to the seed for the network that adversarial example
 def without_machine(config: Config) -> Config:
     """Drop the settings that leave the weights as they are, or change them no more than another seed does.
 
-    They are the device, the number of threads, the memory layout, the precision, compilation, CUDA graphs,
-    the epochs whose weights are kept, and the sentinel if it never rolls back.
+    They are those of the machine, and the sentinel if it never rolls back.
     """
-    config = config.set("device", "auto").set("threads", 0).set("data.data_dir", "").set("keep", ())
-    config = config.set("channels_last", False).set("precision", "float32").set("deterministic", False)
-    config = config.set("compile", False).set("graphs", False).set("data.resident", "auto")
+    for setting, usual in OF_THE_MACHINE.items():
+        config = config.set(setting, usual)
     return config if config.sentinel.rollback else dataclasses.replace(config, sentinel=Sentinel())
 
 

@@ -90,6 +90,10 @@ def judge_claim(table: PaperTable, claim: Claim, group: str, records: Sequence[R
     if not seeds:
         return Judgement(claim, group, "not run", paper=paper)
     pairs = [(first[s], second[s]) for s in seeds]
+    if any(a.trained_on != b.trained_on for a, b in pairs):
+        return Judgement(
+            claim, group, "undecided", how="trained on different images", seeds=seeds, paper=paper
+        )
     sign = -1.0 if claim.lower else 1.0
     difference, interval, p, how = _compare(pairs, claim.column, sign)
     if claim.margin and p is not None:

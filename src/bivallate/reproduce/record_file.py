@@ -15,7 +15,7 @@ class Column(TypedDict):
     """A column of a record."""
 
     what: What
-    value: float | None
+    value: float
     interval_95: tuple[float, float] | None
     unit: str
     score: NotRequired[str]
@@ -65,6 +65,7 @@ class RecordedData(TypedDict):
 class RecordedConfig(TypedDict):
     """The entries of a configuration that are read without decoding it, so that old records stay readable."""
 
+    device: NotRequired[str]
     method: NotRequired[RecordedMethod]
     data: NotRequired[RecordedData]
 
@@ -72,6 +73,7 @@ class RecordedConfig(TypedDict):
 class DataUsed(TypedDict):
     """The entries of the data that are read."""
 
+    train: Whole
     fingerprint: NotRequired[str]
 
 
@@ -79,6 +81,16 @@ class SourceUsed(TypedDict):
     """The entries of a network that examples were transferred from that are read."""
 
     fingerprint: NotRequired[str]
+
+
+class Machine(TypedDict):
+    """The entries of a machine that are read."""
+
+    gpu: str | None
+    processor: str
+    threads: Whole
+    torch: str
+    together: NotRequired[Whole]
 
 
 class RecordFile(TypedDict):
@@ -94,5 +106,5 @@ class RecordFile(TypedDict):
     config: NotRequired[RecordedConfig]
     data: NotRequired[DataUsed]
     sources: NotRequired[dict[str, SourceUsed]]
-    machine: NotRequired[dict[str, str | int | float | None]]
-    commit: NotRequired[dict[str, str | bool | None]]
+    machine: Machine
+    commit: dict[str, str | bool | None]

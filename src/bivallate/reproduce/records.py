@@ -24,6 +24,7 @@ __all__ = ["Record", "RecordedPoints", "read_record", "read_records"]
 
 TAIL = 30  # per cent of the classes in the tail
 LOWEST = ("tail", "worst")  # measures of the weakest classes; which classes these are depends on the points
+MEANS = ("clean", "robust", "gap")  # measures that are the mean over the points
 MOST = 2**15 - 1  # highest number of a class
 ALIKE = 0.95  # effective sample size, as a fraction, from which on weights count as nearly equal
 
@@ -103,6 +104,17 @@ class Record:
         return self.entry["seed"]
 
     @property
+    def moved(self) -> bool:
+        """Whether the training was begun on a GPU and ended on a processor, which alone the record names."""
+        begun = str(self.entry.get("config", {}).get("device", ""))
+        return begun.startswith("cuda") and not self.entry["machine"]["gpu"]
+
+    @property
+    def trained_on(self) -> str:
+        """Fingerprint of the data set; empty if the record has none."""
+        return self.entry.get("data", {}).get("fingerprint", "")
+
+    @property
     def chosen(self) -> dict[str, Any]:
         """The epoch of the reported weights.
 
@@ -132,12 +144,14 @@ class Record:
     def unweighted(self) -> bool:
         """Whether the method weights examples, but its weights were nearly equal.
 
-        That is, in every epoch up to that of the reported weights.
+        That is, in every epoch up to that of the reported weights. Weights of classes never count as such:
+        one class of ten with half as much weight again leaves an effective size of 98 %.
         """
         weighting = self.entry.get("config", {}).get("method", {}).get("weighting", {"kind": "Equal"})
         before = self._history[: self.chosen["epoch"]]
         even = [line.get("effective", 0) >= ALIKE for line in before]
-        return weighting["kind"] != "Equal" and bool(even) and all(even)
+        of_examples = weighting["kind"] != "Equal" and not weighting["kind"].startswith("Class")
+        return of_examples and bool(even) and all(even)
 
     @property
     def _history(self) -> list[dict[str, Any]]:
@@ -224,7 +238,7 @@ class Record:
         if not other:
             return scores[key]["data_fingerprint"], ""
         images = {score["data_fingerprint"] for name, score in scores.items() if TRANSFERRED not in name}
-        images |= set() if images else {self.entry.get("data", {}).get("fingerprint", "")}
+        images |= set() if images else {self.trained_on}
         made_on = (
             of.get("fingerprint", "")
             for name, of in self.entry.get("sources", {}).items()
@@ -236,9 +250,18 @@ class Record:
 def read_records(out: Path, table: str, scale: str) -> list[Record]:
     """Read all records of a table at a scale, in the order of their names; none if there is no folder.
 
-    Raises UserError for a file that is not a record.
+    Raises UserError for a file that is not a record, and for two records of one cell and seed.
     """
-    return [read_record(path) for path in sorted((out / table / scale).glob("*-seed*.json"))]
+    found: dict[tuple[str, int], Record] = {}
+    for path in sorted((out / table / scale).glob("*-seed*.json")):
+        record = read_record(path)
+        first = found.setdefault((slug(f"{record.row} {record.group}"), record.seed), record)
+        if first is not record:
+            raise UserError(
+                f"{first.path} and {path.name} are both of {record.row}, {record.group}, seed {record.seed}, "
+                "and would count as two seeds: move one of them out of the results"
+            )
+    return list(found.values())
 
 
 def read_record(path: Path) -> Record:
@@ -248,9 +271,14 @@ def read_record(path: Path) -> Record:
         raise UserError(f"{path} is not a record of {SCHEMA}: move it out of the results")
     try:
         record = Record(check_fits(RecordFile, entry, "record"), path)
-        for name in record.entry["columns"]:
-            record.points(name)
+        if "training" in record.entry and not record.entry["training"]["history"]:
+            raise ValueError("its training has no epoch")
+        for name, column in record.entry["columns"].items():
             record.answers(name)
+            points = record.points(name)
+            mean = column["value"] if points is None else float(points.value.mean())
+            if column["what"] in MEANS and abs(column["value"] - mean) > 1e-6:
+                raise ValueError(f"{name} is {column['value']:g}, and {mean:g} by its points")
     except (UserError, ValueError) as error:
         raise UserError(
             f"{path} is not a readable record ({error}): remove it and run the cell again"

@@ -100,8 +100,8 @@ def _data_notes(records: Sequence[Record]) -> list[str]:
     sizes: dict[str, set[tuple[int, int, int]]] = {}
     for record in records:
         entry = record.entry
-        scores = [score for score in entry["scores"].values() if "classes" in score]
-        if "config" in entry and scores:
+        scores = [score for score in entry["scores"].values() if {"n", "classes"} <= score.keys()]
+        if "config" in entry and "data" in entry and scores:
             tested = max(score["n"] for score in scores)
             size = entry["data"]["train"], tested, scores[0]["classes"]
             sizes.setdefault(entry["config"]["data"]["name"], set()).add(size)
@@ -118,7 +118,8 @@ def _data_note(name: str, size: tuple[int, int, int]) -> str:
 def _ours(found: list[Record], columns: list[str]) -> dict[str, Any]:
     """Column -> mean over the seeds, mean of their intervals, and standard deviation.
 
-    Times of several machines have no mean: those of the first seed's machine count.
+    Times of several machines have no mean: those of the first seed's machine count, and none of a training
+    that was moved from one to another.
     """
     summary: dict[str, Any] = {}
     for column in columns:
@@ -126,7 +127,10 @@ def _ours(found: list[Record], columns: list[str]) -> dict[str, Any]:
         if not having:
             continue
         if having[0].columns[column]["what"] == "seconds":
-            having = [r for r in having if _machine(r) == _machine(having[0])]
+            having = [r for r in having if _machine(r) == _machine(having[0]) and not r.moved]
+            if not having:
+                summary[column] = None
+                continue
         entries = [r.columns[column] for r in having]
         values = [entry["value"] for entry in entries]
         bounds = [entry["interval_95"] for entry in entries]
@@ -144,6 +148,7 @@ def _ours(found: list[Record], columns: list[str]) -> dict[str, Any]:
 def _machine(record: Record) -> str:
     m = record.entry["machine"]
     where = m["gpu"] or f"{m['processor']}, {m['threads']} thread{'s' if m['threads'] > 1 else ''}"
+    where = f"begun on a GPU, ended on {where}" if record.moved else where
     company = f", {m['together']} trainings at once" if m.get("together", 1) > 1 else ""
     return f"{where}{company}, torch {m['torch']}"
 
@@ -151,7 +156,7 @@ def _machine(record: Record) -> str:
 def figure(entry: dict[str, Any] | None) -> str:
     """One of our results as text: value, 95 % interval, standard deviation over the seeds."""
     if entry is None:
-        return NOT_RUN
+        return "-"
     if entry["unit"] != "fraction":
         return f"{entry['value']:.4g}"
     text = f"{100 * entry['value']:.2f}"
@@ -205,7 +210,7 @@ def _grid(group: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         line = [row["row"]]
         for column in group["columns"]:
             line += [row["paper"].get(column, "-").replace("+-", " ± ")] if printed[column] else []
-            line.append(figure(row["ours"].get(column)))
+            line.append(figure(row["ours"][column]) if column in row["ours"] else NOT_RUN)
         line += [row["paper"].get(column, "-") for column in group["paper_alone"]]
         passes = NOT_RUN if row["passes"] is None else f"{row['passes']:.0f}"
         body.append([*line, passes, *_weights_text(row["weights"])])

@@ -30,7 +30,8 @@ the choice of the test points, not for training: with one seed they say nothing 
 is tested separately: of twenty claims that do not hold, one is expected to be decided wrongly. "Not so in the
 paper's figures" marks a claim in a paper's text that its own table contradicts in this setting. "Weights
 nearly equal" marks a claim on a method whose example weights were nearly equal (effective sample size of at
-least 95 %) in all epochs up to the reported one, so that the verdict says nothing about its weights. "At
+least 95 %) in all epochs up to the reported one, so that the verdict says nothing about its weights; weights
+of classes are not marked, since one class of ten may weigh half as much again at a size of 98 %. "At
 chance" marks a claim on a method whose network is not shown to be better than a guess on clean images: it has
 not learnt under this recipe, so the claim is undecided, whoever is above.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -26,6 +27,12 @@ from bivallate.schema import MEGABYTE, check_fits, parse, read_text
 from bivallate.toml import to_toml
 
 METHOD_PARTS = tuple(written(Method))
+# Settings of the machine and of what it keeps -> their defaults. They leave the weights as they are, or
+# change them no more than another seed does.
+OF_THE_MACHINE: Mapping[str, Any] = {
+    "device": "auto", "threads": 0, "data.data_dir": "", "data.resident": "auto", "keep": (), "graphs": False,
+    "compile": False, "channels_last": False, "deterministic": False, "precision": "float32",
+}  # fmt: skip
 
 
 @part

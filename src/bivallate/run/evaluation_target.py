@@ -48,7 +48,7 @@ class EvaluationTarget:
         elsewhere: a short name of the data if they are not the run's own; otherwise empty.
         warnings: reasons why an accuracy on these data means less.
         run: id of the run (see `run.identity`); empty if unknown.
-        data_set: fingerprint of the data set; empty if unknown.
+        data_set: fingerprint of the data set, the run's own if the split is the run's own; empty if unknown.
     """
 
     path: Path
@@ -100,11 +100,10 @@ class EvaluationTarget:
         of_run = config.method.threat
         read = evaluation_data(folder.path, config, data, by_position=by_position)
         manifest = read_manifest(folder.path / "model.json")
-        trained_on = str(manifest.get("data_fingerprint") or "")
-        same = read.data.matches(trained_on)  # an older version may have computed another fingerprint of them
+        own = _of_training(manifest, read.data, split)
         doubts = read.warnings
-        if not same and not read.place:
-            doubts = _check_split(folder.path, manifest, read.data, split)
+        if not own and not read.place:
+            doubts = _check_other(folder.path, manifest, split)
         chosen = of_run if threat is None else threat(of_run) if callable(threat) else threat
         return cls(
             path=folder.path,
@@ -118,7 +117,7 @@ class EvaluationTarget:
             others=config.method.threats[1:] if chosen is of_run else (),
             warnings=doubts,
             run=str(manifest.get("run") or ""),
-            data_set=trained_on if same else read.data.fingerprint,
+            data_set=str(manifest.get("data_fingerprint") or "") if own else read.data.fingerprint,
         )
 
     @property
@@ -187,13 +186,25 @@ class EvaluationTarget:
         return score
 
 
-def _check_split(run: Path, manifest: dict[str, Any], data: Dataset, split: str) -> tuple[str, ...]:
-    """A warning if the test images are not those of the run's data set.
+def _of_training(manifest: dict[str, Any], data: Dataset, split: str) -> bool:
+    """Whether a split is the one of the run's own data, by its fingerprint or by that of the whole set.
 
-    Raises UserError if the training or held-out images are others: some of these may have been trained on.
+    Held-out images may be drawn with another seed than in training, and the test images are the same. An
+    older version may have computed the fingerprints in another way.
     """
-    chosen, kept = split_of(data, split), (manifest.get("split_fingerprints") or {}).get(split)
-    if kept in (None, chosen.fingerprint, chosen.as_former().fingerprint):
+    if data.matches(str(manifest.get("data_fingerprint") or "")):
+        return True
+    chosen = split_of(data, split)
+    kept = (manifest.get("split_fingerprints") or {}).get(split)
+    return kept in (chosen.fingerprint, chosen.as_former().fingerprint)
+
+
+def _check_other(run: Path, manifest: dict[str, Any], split: str) -> tuple[str, ...]:
+    """A warning that the test images are not those of the run's data set; none if the run names no split.
+
+    Raises UserError for training or held-out images: some of them may have been trained on.
+    """
+    if split not in (manifest.get("split_fingerprints") or {}):
         return ()
     if split == "test":
         return ("the test images are not those of the data set that the run was trained on",)

@@ -18,15 +18,9 @@ from bivallate.evaluation.statistics import holm, welch
 from bivallate.reports.collect import RunRecord
 from bivallate.reports.stored_evaluations import Evaluation
 from bivallate.reports.tables import flatten
+from bivallate.run.config import OF_THE_MACHINE
 
-IRRELEVANT = (
-    "seed",
-    "device",
-    "threads",
-    "checkpoint_minutes",
-    "keep",
-    "data.data_dir",
-)  # settings in which seeds of one method may differ
+IRRELEVANT = {"seed", "checkpoint_minutes", *OF_THE_MACHINE} - {"precision"}  # in which seeds may differ
 
 
 @dataclass(frozen=True)
