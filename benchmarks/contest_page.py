@@ -240,7 +240,7 @@ def _draw_row(ax: Any, place: int, held: Mapping[Trial, Figures], left: float) -
     if outside:  # an arrow at the edge, with the values that it stands for
         ax.plot(left, place, "<", color=paint, markersize=3, clip_on=False)
         values = ", ".join(f"{v:.0f}" for v in outside)
-        ax.text(left, place, f"  {values}", va="center", color=paint, fontsize="xx-small")
+        ax.text(left, place, f"   {values}", va="center", color=paint, fontsize="xx-small")
     ax.plot(100 * top["robust"], place, "o", color=paint, markersize=4)
 
 
