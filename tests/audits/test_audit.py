@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 import bivallate as bv
 from bivallate.audits import Audit, Check, audit, battery
+from bivallate.audits.attack_checks import _collapse as collapse
 from bivallate.audits.exact_tests import below, excess, gap
 from bivallate.audits.plan import LEVELS, choose
 from bivallate.audits.result import AuditProgress
@@ -187,6 +189,48 @@ def test_an_audit_repeats_and_leaves_everything_as_found(tmp_path):
     assert {check["name"] for check in entry["checks"]} == {c.name for c in first_time.checks}
 
 
+def test_a_model_in_train_mode_is_audited_in_eval_mode():
+    layers = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(0.5), model_of("plain", 0))
+    state, generator = {k: v.clone() for k, v in layers.state_dict().items()}, torch.get_rng_state()
+    numbers = [
+        audit(layers.train(mode), points(), THREAT, budget_passes=8e4).named("learned").numbers
+        for mode in (False, True)
+    ]
+    assert numbers[0] == numbers[1]
+    assert torch.equal(generator, torch.get_rng_state())
+    assert all(torch.equal(v, layers.state_dict()[k]) for k, v in state.items())
+    with torch.inference_mode():
+        assert audit(layers, points(), THREAT, budget_passes=8e4).named("learned").numbers == numbers[0]
+
+
+class Particular(nn.Module):
+    """A model that insists on the type of its own mask."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        mask = x > 0.5
+        assert mask.dtype == torch.bool
+        return self.inner(torch.where(mask, x, x))
+
+
+def test_a_model_that_checks_its_masks_can_be_audited():
+    assert not audit(Particular(model_of("plain", 0)), points(), THREAT, budget_passes=8e4).is_suspicious
+
+
+def test_plain_training_at_a_radius_that_fgsm_hardly_crosses_claims_nothing():
+    """FGSM leaves two fifths of the clean accuracy, PGD next to nothing, and nobody has claimed anything."""
+    clean = torch.ones(200, dtype=torch.bool)
+    left = {"fgsm": first(200, 84), "pgd": first(200, 10), "fgsm-short": first(200, 40)}
+    run = SimpleNamespace(scores={"fgsm": SimpleNamespace(clean=clean)}, left=left)
+    assert collapse(run, claimed=False).outcome == "note"
+    assert collapse(run, claimed=True).outcome == "broken"
+    run.left["fgsm"] = first(200, 150)
+    assert collapse(run, claimed=False).outcome == "broken"
+
+
 def test_surrogates_are_used_and_history_is_read():
     history = [{"epoch": 1, "robust": 0.6}, {"epoch": 2, "robust": 0.1}]
     surrogate = model_of("plain", 1)
@@ -222,6 +266,9 @@ class Pair(nn.Module):
     [
         ({"surrogates": [Pair()]}, "model 1 to transfer from: the model must return logits"),
         ({"n": 0}, "n must be a whole number of at least 1, got 0"),
+        ({"n": "5"}, "n must be a whole number"),
+        ({"minutes": "10"}, "minutes must be a number"),
+        ({"surrogates": Pair()}, "surrogates are a list of models"),
     ],
 )
 def test_what_cannot_be_audited_is_refused(options, words):
@@ -248,11 +295,12 @@ def test_a_linear_copy_of_many_points_is_fitted_to_some_of_them(monkeypatch):
     [
         ({"claimed": 50.0}, "fraction"),
         ({"threat": bv.Linf(0.0)}, "radius above 0"),
+        ({"threat": 8 / 255}, "threat must be a threat model"),
         ({"minutes": -1.0}, "positive"),
         ({"points": (255 * points()[0], points()[1])}, "divide by 255"),
         ({"points": (points()[0], points()[1] + 10)}, "labels"),
     ],
-    ids=["claimed", "eps", "minutes", "bytes", "labels"],
+    ids=["claimed", "eps", "threat", "minutes", "bytes", "labels"],
 )
 def test_what_cannot_be_audited_is_said(change, words):
     where, threat = change.pop("points", points()), change.pop("threat", THREAT)
@@ -289,6 +337,8 @@ def test_the_command_keeps_its_result_and_holds_the_runs_evaluation_against_it(t
     assert "pre-flight: all is well" in capsys.readouterr().err
     assert run(["evaluate", str(folder), "--attack", "fgsm", "--n", "60", "--no-preflight"]) == 0
     assert "pre-flight" not in capsys.readouterr().err
+    assert run(["evaluate", str(folder), "--attack", "noise", "--n", "60"]) == 0  # no attack, and no claim
+    capsys.readouterr()
     assert run(["audit", str(folder), "--n", "20", "--json", "--against", str(folder)]) == 0
     shown = json.loads(capsys.readouterr().out)
     kept = json.loads((folder / "audit" / "best-linf-0.2-audit-seed0.json").read_text())
@@ -326,3 +376,15 @@ def test_a_plan_costs_most_where_nothing_breaks(plan):
     assert plan.expected(1, 1) == plan.cost()
     assert plan.expected(0.9, 0.0) < 0.6 * plan.cost()
     assert plan.expected(0.0, 0.0) == 0
+
+
+def test_a_true_difference_at_the_tolerance_is_rarely_an_excess():
+    """At most once in 200 times, by a score test of the difference itself."""
+    draw = torch.Generator().manual_seed(0)
+    accused = 0
+    for _ in range(1000):
+        u = torch.rand(500, generator=draw)
+        by, than = u >= 0.07, (u < 0.07) | (u >= 0.09)  # breaks 7 % and 2 %: 5 points more
+        accused += excess(by, than, 0.05).significant
+    assert accused <= 12
+    assert excess(torch.arange(500) >= 60, torch.ones(500, dtype=torch.bool), 0.05).significant

@@ -182,6 +182,21 @@ def test_every_fault_of_a_model_is_found(model, points, name):
     assert found.named(name).fix
 
 
+@pytest.mark.parametrize("name", ["random", "batch", "false-gradient"])
+@pytest.mark.parametrize("mask", [-1e4, -1e9])
+def test_a_masked_class_hides_no_fault(model, points, name, mask):
+    padded = after(FAULTS[name](model), lambda z: torch.cat([z, z.new_full((len(z), 2), mask)], 1))
+    assert name in names(preflight(padded, points, bv.Linf(0.1)))
+    honest = after(model, lambda z: torch.cat([z, z.new_full((len(z), 2), mask)], 1))
+    assert preflight(honest, points, bv.Linf(0.1)).ok
+
+
+@pytest.mark.parametrize("name", ["random", "batch"])
+def test_a_number_that_is_added_to_all_logits_hides_no_fault(model, points, name):
+    assert name in names(preflight(after(FAULTS[name](model), lambda z: z + 1e4), points, bv.Linf(0.1)))
+    assert not names(preflight(after(model, lambda z: z + 1e4), points, bv.Linf(0.1))) & {"random", "batch"}
+
+
 def test_a_straight_through_quantiser_is_found_although_it_has_gradients(model, points):
     layer = before(model, lambda x: x + ((4 * x).round() / 4 - x).detach())
     assert "quantised" in names(preflight(layer, points))

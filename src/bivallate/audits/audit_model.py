@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -17,11 +17,11 @@ from bivallate.audits.battery import Battery
 from bivallate.audits.plan import Plan, choose
 from bivallate.audits.result import Audit, AuditProgress, CostEstimate
 from bivallate.audits.surrogates import GraphConnected
-from bivallate.errors import UserError, python_arguments
+from bivallate.errors import UserError, check_number, check_whole, python_arguments
 from bivallate.evaluation.attack_functions import attack_and_score
 from bivallate.evaluation.inference import for_inference
 from bivallate.evaluation.neighbourhood import gradients
-from bivallate.evaluation.points import as_points, select, shared_classes
+from bivallate.evaluation.points import as_points, check_threat, select, shared_classes
 from bivallate.evaluation.preflight import Preflight, preflight
 from bivallate.evaluation.progress_display import progress_callback
 from bivallate.evaluation.statistics import wilson
@@ -38,6 +38,7 @@ FATAL = {"range", "dtype", "logits", "labels"}  # findings of the pre-flight tha
 
 
 @python_arguments
+@torch.inference_mode(False)  # the caller may be in inference mode, and attacks need gradients
 def audit(
     model: nn.Module | Callable[[Tensor], Tensor],
     data: Any,
@@ -95,10 +96,10 @@ def audit(
         believable
     """
     began = time.perf_counter()
-    _check_claim(claimed)
+    _check_arguments(n, {"claimed": claimed, "minutes": minutes, "budget_passes": budget_passes}, surrogates)
     check_radius(threat)
     source = as_points(data, model)
-    with torch.random.fork_rng(devices=[]), ExitStack() as stack:
+    with _own_generators(), ExitStack() as stack:
         torch.manual_seed(seed)
         checked = _preflight(model, data, threat)
         module, where, dtype = stack.enter_context(for_inference(model, None))
@@ -116,17 +117,34 @@ def audit(
         cost = estimate(judge, chosen, threat, plan, seed, announce, shared) if announce or show else None
         battery = Battery(judge, chosen, threat, plan, seed, show, cost, shared)
         battery.run_all(others, random=checked.named("random") is not None)
-    return _report(battery, checked, claimed, claim, history, time.perf_counter() - began)
+        return _report(battery, checked, claimed, claim, history, began)
 
 
-def _check_claim(claimed: float | None) -> None:
-    """Raise UserError for a claim outside [0, 1]."""
+def _check_arguments(
+    n: int | None, numbers: Mapping[str, float | None], surrogates: Sequence[nn.Module]
+) -> None:
+    """Raise UserError for what is no number, a claim outside [0, 1], and a single surrogate."""
+    if n is not None:
+        check_whole("n", n)
+    for name, value in numbers.items():
+        if value is not None:
+            check_number(name, value)
+    claimed = numbers["claimed"]
     if claimed is not None and not 0 <= claimed <= 1:
         raise UserError(f"claimed is a fraction in [0, 1], got {claimed!r}; write 0.5 for 50 %")
+    if isinstance(surrogates, nn.Module):
+        raise UserError("surrogates are a list of models: surrogates=[model]")
+
+
+def _own_generators() -> AbstractContextManager[None]:
+    """Restore the states of torch's generators afterwards, those of CUDA too if it is in use."""
+    used = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return torch.random.fork_rng(devices=range(torch.cuda.device_count()) if used else [])
 
 
 def check_radius(threat: ThreatModel) -> None:
-    """Raise UserError for a radius that is not positive."""
+    """Raise UserError for what is no threat model, and for a radius that is not positive."""
+    check_threat(threat)
     if threat.eps <= 0:
         raise UserError("an audit needs a radius above 0: with eps = 0 there is no attack")
 
@@ -233,11 +251,12 @@ def _report(
     claimed: float | None,
     claim: str,
     history: list[dict[str, Any]] | None,
-    seconds: float,
+    began: float,
 ) -> Audit:
+    """The audit of a battery that has run; some checks ask the model once more."""
     checks = (
         claim_check(battery, claimed, claim if claimed is not None else "PGD"),
-        *attack_checks(battery, checked, history),
+        *attack_checks(battery, checked, history, claimed=claimed is not None),
     )
     score = battery.scores["pgd"]
     hits = int(battery.worst.sum())
@@ -255,7 +274,7 @@ def _report(
         threat=battery.threat,
         plan=battery.plan.to_json(),
         passes=battery.passes,
-        seconds=seconds,
+        seconds=time.perf_counter() - began,
         data_fingerprint=score.data_fingerprint,
         model_fingerprint=score.model_fingerprint,
         classes=checked.classes,

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bivallate.evaluation.statistics import Z95, wilson
+from bivallate.evaluation.statistics import Z95, paired_score_interval, wilson
 
 __all__ = ["ALPHA", "Excess", "Gap", "below", "excess", "gap"]
 
+Z_ALPHA = 2.5758293035489004  # of a one-sided test at level ALPHA
 ALPHA = 0.005  # level of each test: a model exactly at the tolerance fails it at most once in 200 audits
 
 
@@ -60,7 +61,8 @@ class Excess:
         share: the points that only the first breaks minus those that only the second breaks, over all
             points; negative if the first breaks fewer.
         interval: 95 %, normal approximation by the variance of the discordant pairs.
-        significant: the share exceeds the tolerance, and an exact sign test rejects that it is at most 0.
+        significant: the share exceeds the tolerance, also by a score test, and an exact sign test rejects
+            that it is at most 0.
     """
 
     share: float
@@ -83,7 +85,8 @@ def excess(by: Tensor, than: Tensor, tolerance: float) -> Excess:
     net, both = more - fewer, more + fewer
     half = Z95 * math.sqrt(max(both - net * net / n, 0.0)) / n
     p = float(binomtest(more, both, 0.5, "greater").pvalue) if both else 1.0
-    return Excess(net / n, (net / n - half, net / n + half), net / n > tolerance and p < ALPHA)
+    beyond = paired_score_interval(more, fewer, n, z=Z_ALPHA)[0] > tolerance
+    return Excess(net / n, (net / n - half, net / n + half), beyond and p < ALPHA)
 
 
 def below(hits: int, n: int, claim: float) -> bool:

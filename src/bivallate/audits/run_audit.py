@@ -26,6 +26,7 @@ from bivallate.terminal import say
 
 __all__ = ["audit", "audit_file", "audit_of", "kept_claim"]
 
+NO_ATTACKS = "transfer", "noise"  # names of evaluations that do not attack the model itself begin so
 MINUTES = 10.0  # budget of an audit of a run if none is given
 
 
@@ -165,7 +166,7 @@ def kept_claim(folder: Path, weights: str, threat: Any, points: int) -> tuple[fl
         if kept is None or (kept.identity.known and (kept.weights, kept.split, kept.data) != asked):
             continue
         score = kept.score
-        direct = score.attack != "clean" and not score.attack.startswith("transfer")
+        direct = score.attack != "clean" and not score.attack.startswith(NO_ATTACKS)
         if not (direct and same_threat(score.threat, threat) and score.n >= min(FEWEST_POINTS, points)):
             continue
         if kept.stale or kept.left_out:

@@ -129,7 +129,9 @@ class StraightThrough(nn.Module):
             try:
                 with _StraightThroughMode(comparisons):
                     return call_unharmed(self.model, x)
-            except (RuntimeError, TypeError, IndexError):  # a comparison was used as an index or a branch
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # a comparison was used as an index or a branch, or the model's own check fails
                 continue
         return call_unharmed(self.model, x)
 

@@ -115,6 +115,7 @@ def _false(model: nn.Module, x: Tensor, y: Tensor, found: Gradients, random: Ten
     with torch.no_grad():
         change = (lead(x + STEP * direction) - lead(x - STEP * direction)) / 2
     claimed = STEP * (found.margin * direction).flatten(1).sum(1)
-    rounding = RESOLUTION * found.logits.abs().amax(1)
+    compared = torch.stack([y, rival], 1)
+    rounding = RESOLUTION * found.logits.gather(1, compared).abs().amax(1)
     larger = torch.maximum(change.abs(), claimed.abs())
     return (larger > 20 * rounding) & ((change - claimed).abs() > 0.5 * larger)

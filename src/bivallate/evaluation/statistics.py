@@ -194,8 +194,8 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
 
 
-def paired_score_interval(won: int, lost: int, n: int) -> tuple[float, float]:
-    """95 % score interval of the difference (won - lost) / n of two accuracies on the same n points.
+def paired_score_interval(won: int, lost: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """Score interval, 95 % or of another z, of the difference (won - lost) / n of accuracies on n points.
 
     `won` points are right only with the first, `lost` only with the second. Unlike the interval of the normal
     approximation it keeps its level if few points differ, and has a positive width if none does.
@@ -223,7 +223,7 @@ def paired_score_interval(won: int, lost: int, n: int) -> tuple[float, float]:
         inside = value
         for _ in range(60):
             middle = (inside + outside) / 2
-            inside, outside = (middle, outside) if sign * score(middle) < Z95 else (inside, middle)
+            inside, outside = (middle, outside) if sign * score(middle) < z else (inside, middle)
         return (inside + outside) / 2
 
     return edge(-1.0, 1), edge(1.0, -1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
+from bivallate.evaluation.logit_difference import apart
 from bivallate.evaluation.neighbourhood import Probe, probe
 from bivallate.evaluation.points import check_labels
 from bivallate.evaluation.verify import logits_of
@@ -31,7 +32,7 @@ __all__ = [
     "stateless",
 ]
 
-DIFFERENT = 1e-3  # difference, relative to the largest logit, that is reported; rounding stays below 1e-5
+DIFFERENT = 1e-3  # difference, relative to the largest margin, that is reported; rounding stays below 1e-5
 SHARE = 0.1  # share of the points that may show a symptom by chance
 
 
@@ -171,14 +172,13 @@ def outputs(logits: Tensor) -> Iterator[Finding]:
 
 def repeatable(model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[Finding]:
     """Check that outputs are the same twice, in another order, alone, and when gradients are computed."""
-    scale = logits.abs().amax().clamp(min=1e-30)
     with torch.no_grad():
-        again = float((call_unharmed(model, x) - logits).abs().amax() / scale)
-        turned = float((call_unharmed(model, x.flip(0)).flip(0) - logits).abs().amax() / scale)
+        again = apart(call_unharmed(model, x), logits)
+        turned = apart(call_unharmed(model, x.flip(0)).flip(0), logits)
     try:
         with torch.no_grad():
             alone = torch.cat([call_unharmed(model, x[i : i + 1]) for i in range(min(4, len(x)))])
-        single = float((alone - logits[: len(alone)]).abs().amax() / scale)
+        single = apart(alone, logits, len(alone))
     except (ValueError, RuntimeError):  # there are no batch statistics of one point
         single = float("inf")
     if again > DIFFERENT:
@@ -186,25 +186,23 @@ def repeatable(model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[Finding]
             "error",
             "random",
             "outputs depend on randomness",
-            f"two passes over the same points differ by {again:.1%} of the largest logit",
+            f"two passes over the same points differ by {again:.1%} of the largest margin",
             "Turn noise and dropout off at inference; if randomness is the defence, attack its expectation "
             "(autoattack-rand)",
         )
         return
     with torch.enable_grad():
-        asked = float(
-            (call_unharmed(model, x.clone().requires_grad_()).detach() - logits).abs().amax() / scale
-        )
+        asked = apart(call_unharmed(model, x.clone().requires_grad_()).detach(), logits)
     if asked > DIFFERENT:
         fix = "Answer alike whether or not a gradient is asked for: attacks see the one, verdicts the other"
-        got = f"where a gradient is asked for they differ by {asked:.1%} of the largest logit"
+        got = f"where a gradient is asked for they differ by {asked:.1%} of the largest margin"
         yield Finding("error", "gradient-mode", "outputs depend on whether a gradient is wanted", got, fix)
     if max(turned, single) > DIFFERENT:
         yield Finding(
             "error",
             "batch",
             "outputs depend on the other points of the batch",
-            f"in another batch they differ by {max(turned, single):.1%} of the largest logit"
+            f"in another batch they differ by {max(turned, single):.1%} of the largest margin"
             if single < float("inf")
             else "a batch of one point raises an error",
             "Use running statistics in eval mode (BatchNorm with track_running_stats, no training=True)",
@@ -231,7 +229,7 @@ def stateless(
     near = _nearby(x, threat)
     with torch.no_grad():
         expected, got = call_unharmed(fresh, near), call_unharmed(model, near)
-    differ = float((got - expected).abs().amax() / expected.abs().amax().clamp(min=1e-30))
+    differ = apart(got, expected)
     if differ > DIFFERENT:
         fix = "An evaluated model must not remember what it was asked: every answer a function of its image"
         text = f"near points that it has seen its logits differ by {differ:.1%} from those of a fresh copy"

@@ -83,7 +83,7 @@ class SourceUsed(TypedDict):
     fingerprint: NotRequired[str]
 
 
-class Machine(TypedDict):
+class RecordedMachine(TypedDict):
     """The entries of a machine that are read."""
 
     gpu: str | None
@@ -106,5 +106,5 @@ class RecordFile(TypedDict):
     config: NotRequired[RecordedConfig]
     data: NotRequired[DataUsed]
     sources: NotRequired[dict[str, SourceUsed]]
-    machine: Machine
+    machine: RecordedMachine
     commit: dict[str, str | bool | None]
