@@ -24,8 +24,12 @@ class SafeStream:
         self.lost: OSError | ValueError | None = None
 
     def write(self, text: str) -> int:
-        """Write the text, or drop it."""
-        self._try(lambda stream: stream.write(text))
+        """Write the text, or drop it; a character that the stream's encoding lacks becomes its number."""
+        try:
+            self._try(lambda stream: stream.write(text))
+        except UnicodeEncodeError as error:
+            plain = text.encode(error.encoding, "backslashreplace").decode(error.encoding)
+            self._try(lambda stream: stream.write(plain))
         return len(text)
 
     def flush(self) -> None:

@@ -62,6 +62,7 @@ def test_a_budget_gives_every_combination_its_epochs():
 
 
 WRONG = {
+    "no average changes": {"settings": ("average=0,0.9",)},
     "eps is set twice": {"settings": ("eps=0.1", "eps=0.2")},
     "every value of lr": {"settings": ("lr=0.1,0.1",)},
     "every method is named once": {"methods": "at,at"},

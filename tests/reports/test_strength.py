@@ -74,6 +74,13 @@ def test_the_strongest_leads(others, leader):
         assert sorted(order) == list(range(len(offers)))
 
 
+def test_of_one_attack_the_evaluation_on_more_points_leads():
+    """What a point costs depends on which points were drawn: one that is wrong is not attacked."""
+    trial = kept("pgd-20", SOME, set(range(0, 359, 2)), passes=41)
+    for offers in ([PGD, trial], [trial, PGD]):
+        assert offers[strongest_first([[e] for e in offers])[0]] is PGD
+
+
 def test_offers_of_several_runs_are_ranked_by_what_all_left():
     weak, strong = kept("pgd-20", ALL, set(ALL[:100])), kept("autoattack", SOME, set(SOME[:60]))
     assert strongest_first([[weak, PGD], [strong, PGD]]) == [1, 0]

@@ -354,7 +354,10 @@ def test_the_command_runs_a_table_and_shows_both_sides(tmp_path: Path, capsys) -
     assert json.loads(capsys.readouterr().out)["records"] == 2
     assert command(["reproduce", "T-Q1"]) == 2
     assert "unknown table 'T-Q1'" in capsys.readouterr().err
-    assert command(["reproduce", "--tables", "--docs", str(tmp_path / "page.md"), *place[:2]]) == 0
+    page_of = ["reproduce", "--tables", "--docs", str(tmp_path / "page.md"), "--out"]
+    assert command([*page_of, str(tmp_path / "results")]) == 0
+    assert command([*page_of, str(tmp_path / "elsewhere")]) == 2  # which would empty the page
+    assert "elsewhere holds no record" in capsys.readouterr().err
     assert "T-B7 at scale `cpu`" in (tmp_path / "page.md").read_text()
 
 

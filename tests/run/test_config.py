@@ -212,3 +212,26 @@ def test_a_value_that_fits_both_is_the_methods_with_a_note(capsys) -> None:
     plan = plan_of("dafa", None, None, None, "linf", None, both)
     assert (plan.method.made[1], plan.warm_up, plan.rate) == ({"warm_up": 0.25}, 0.5, Cycles(length=2))
     assert capsys.readouterr().err == ""
+
+
+def test_what_was_done_is_no_setting() -> None:
+    """`recipe` in a configuration says which one was applied; to set it would apply nothing."""
+    with pytest.raises(UserError, match="--recipe"):
+        Config(methods.at(Linf(0.1))).set("recipe", "done")
+
+
+@pytest.mark.parametrize(
+    ("robust", "patience", "over"),
+    [
+        ([0.1, 0.3, 0.2], 0, False),
+        ([0.1, 0.3, 0.2], 1, True),
+        ([0.1, 0.3, 0.2], 2, False),
+        ([0.3, 0.3, 0.2], 2, True),  # as good as the best is no improvement
+        ([None, None, None], 1, False),
+        ([], 1, False),
+        ([0.1] * 6, 0, True),
+    ],
+)
+def test_a_training_that_ran_out_of_patience_is_over(robust: list, patience: int, over: bool) -> None:
+    config = Config(methods.at(Linf(0.1)), epochs=6, patience=patience)
+    assert config.ended([{"robust": value} for value in robust]) is over

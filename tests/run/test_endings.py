@@ -170,6 +170,15 @@ def test_a_closed_standard_stream_is_not_taken_by_a_file(tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) > 2
 
 
+def test_a_character_that_the_stream_lacks_is_written_as_its_number(tmp_path, monkeypatch):
+    with open(tmp_path / "a", "w", encoding="cp1252") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with safe_streams():
+            print("classes \u03b1, \u00e9")
+        monkeypatch.undo()
+    assert (tmp_path / "a").read_text(encoding="cp1252") == "classes \\u03b1, \u00e9\n"
+
+
 def test_a_bar_in_python_breaks_no_training(tmp_path, monkeypatch):
     stream = os.fdopen(broken(), "w", buffering=1)
     monkeypatch.setattr(sys, "stderr", stream)

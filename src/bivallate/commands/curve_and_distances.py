@@ -77,7 +77,7 @@ def curve(
         subjects.tell_of_others(kind)
     radii = radii_of(eps, kind, subjects.own(kind))
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size, "shared": True}
-    stem = stem_of(out or runs[0] / "diagnosis" / f"curve-{kind}-{file_name(name)}")
+    stem = stem_of(out or runs[0] / "diagnosis" / f"curve-{kind}-{file_name(name)}{_unusual(source, subset)}")
     place = result_file(stem.with_name(f"{stem.name}.json"), out and stem.with_name(f"{stem.name}.json"))
     points = Identity(weights=source.weights, n=subset.n, first=subset.first)
     named = points.file_name(make(kind, 0.0), name, source.seed)
@@ -90,6 +90,13 @@ def curve(
         else:
             _show_curve(figure, curves)
     _clear(kept, radii)
+
+
+def _unusual(source: WeightsSource, subset: Subset) -> str:
+    """What a default file name says of weights, points and seed where they are not the usual ones."""
+    said = {"n": subset.n, "first": subset.first, "seed": source.seed or None}
+    words = [] if source.weights == "best" else [source.weights]
+    return "".join(f"-{word}" for word in [*words, *(f"{k}{v}" for k, v in said.items() if v is not None)])
 
 
 def _curves(
@@ -218,7 +225,7 @@ def distances(
     kind = norm_of(norm, subjects.own())
     if not quiet:
         subjects.tell_of_others(kind)
-    stem = stem_of(out or runs[0] / "diagnosis" / f"distances-{kind}")
+    stem = stem_of(out or runs[0] / "diagnosis" / f"distances-{kind}{_unusual(source, subset)}")
     file = stem.with_name(f"{stem.name}.json")
     place = result_file(file, out and file)
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size, "steps": steps}

@@ -106,6 +106,7 @@ def evaluate_runs(
     """
     from bivallate.evaluation import EvaluationOptions
     from bivallate.run.evaluation_target import EvaluationTarget
+    from bivallate.run.folder import RunFolder
 
     folders, attacks, texts = _split_runs(runs, attack, threat)
     device = machine.prepare()
@@ -113,8 +114,10 @@ def evaluate_runs(
     options = EvaluationOptions(*chosen, batch_size, search_precision, shared=True)
     threats = threats_of(texts, beside=ball.given)
     task = EvaluationTask(options, out, folders, len(folders) * len(attacks) > 1, quiet, json)
-    for run in folders:
-        foreign = arch is not None or str(run).startswith(zoo.PREFIX)
+    foreign_to_us = {run: arch is not None or str(run).startswith(zoo.PREFIX) for run in folders}
+    for run in (run for run, foreign in foreign_to_us.items() if not foreign):
+        RunFolder.open(run)  # a folder that is no run is said before hours are spent on the others
+    for run, foreign in foreign_to_us.items():
         if foreign:
             target = _foreign(run, arch, data, ball, threats, split, source, device, normalise)
         else:

@@ -127,7 +127,9 @@ def read(images: tuple[Path, ...], shape: tuple[int, int, int]) -> list[NamedIma
         inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
         if path.is_dir() and not inside:
             raise UserError(f"{path} holds no image ({', '.join(sorted(IMAGES))})")
-        paths += [(str(p.relative_to(path)), p) for p in inside] if path.is_dir() else [(str(path), path)]
+        short = len(images) == 1
+        named = [(str(p.relative_to(path) if short else p), p) for p in inside]
+        paths += named if path.is_dir() else [(str(path), path)]
     if not paths:
         raise UserError("name at least one image or folder of images")
     reading = Reading(size=shape[1:], channels=shape[0], on_bad="convert")

@@ -82,6 +82,10 @@ def reproduce(
     if tables:
         from bivallate.reproduce.results_page import write_page
 
+        if not any(records.glob("*/*/*-seed*.json")):
+            raise UserError(
+                f"{records} holds no record, and the page would be empty: name their folder, --out"
+            )
         say(f"results: {write_page(records, docs)}")
         return 0
     if table is None:

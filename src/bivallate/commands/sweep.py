@@ -75,7 +75,7 @@ def sweep(
     seeds
         how many, 0, 1, 2 and so on; or the seeds themselves, with a comma, such as 3,7.
     set_
-        KEY=VALUE,VALUE,... of the grid, repeatable: eps, lr, epochs, batch_size, model, recipe, average, or
+        KEY=VALUE,VALUE,... of the grid, repeatable: eps, lr, epochs, batch_size, model, recipe, or
         whatever --set of train takes.
     fix
         KEY=VALUE for all runs; commas belong to the value, as in data.augment=crop:4,flip.

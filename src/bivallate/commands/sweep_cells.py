@@ -107,6 +107,11 @@ def cells_of(
         if key in axes:
             raise UserError(f"{key} is set twice: name its values together, --set {key}=...,...")
         axes[key] = _distinct(f"value of {key}", values.split(","))
+        if key == "average" and len(axes[key]) > 1:
+            raise UserError(
+                "a sweep compares the best weights, which no average changes: leave average out or --fix it, "
+                "and `evaluate --weights ema`"
+            )
     for item in common.fixed:
         _varies(key := pair(item)[0])
         if key in axes:

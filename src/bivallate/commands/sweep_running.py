@@ -196,9 +196,9 @@ def _last_line(log: Path) -> str:
 
 
 def _trained(folder: Path) -> bool:
-    """Whether the run has finished all its epochs."""
+    """Whether the run has finished all its epochs, or ended by `patience`."""
     run = RunFolder.open(folder)
-    return len(run.read_metrics()) >= Config.read(run.config).epochs
+    return Config.read(run.config).ended(run.read_metrics())
 
 
 def _record(folder: Path) -> RunRecord:

@@ -136,7 +136,7 @@ def _warnings(runs: Sequence[RunRecord]) -> list[str]:
     """The notes at the top of the report: what limits the meaning of its numbers."""
     notes = []
     for run in runs:
-        if len(run.history) < run.config.epochs:
+        if not run.config.ended(run.history):
             notes.append(f"{run.label} is not finished: {len(run.history)} of {run.config.epochs} epochs.")
         if run.strongest is None:
             own = run.config.model.name

@@ -36,7 +36,8 @@ def strongest_first(offers: Sequence[Sequence[StoredScore]]) -> list[int]:
        succeed by luck);
     3. accuracy, lower first: on the points that all evaluations of a run share, or on their own if they share
        too few;
-    4. passes per point, more first;
+    4. passes per point of the attack, more first; among evaluations by one attack the points decide on them,
+       and they do not count;
     5. number of points, more first;
     6. accuracy on their own points, lower first.
     """
@@ -46,13 +47,17 @@ def strongest_first(offers: Sequence[Sequence[StoredScore]]) -> list[int]:
     few = [[_is_few(e, column) for e in column] for column in columns]
     left = [common_ground(column, scarce) for column, scarce in zip(columns, few, strict=True)]
 
+    names = [tuple(e.score.attack for e in own) for own in offers]
+    spent = [sum(sum(e.score.passes.values()) for e in own) for own in offers]
+    most = {name: max(s for s, other in zip(spent, names, strict=True) if other == name) for name in names}
+
     def key(k: int) -> tuple[float, ...]:
         own = offers[k]
         return (
             sum(e.stale for e in own),
             sum(scarce[k] for scarce in few),
             sum(kept[k] for kept in left),
-            -sum(sum(e.score.passes.values()) for e in own),
+            -most[names[k]],
             -sum(e.score.n for e in own),
             sum(e.score.robust_accuracy for e in own),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -145,6 +145,8 @@ class Config:
         Raises UserError for an unknown path or a value that does not fit.
         """
         ((path, text),) = amp_read({path.removeprefix("config."): text}).items()
+        if path in ("recipe", "extended"):
+            raise UserError(f"{path} says what was done, and changes nothing: a recipe is named by --recipe")
         first = path.partition(".")[0]
         if path.startswith("model.options."):
             chosen = self.model.with_option(path.removeprefix("model.options."), str(text))
@@ -189,6 +191,16 @@ class Config:
         """Write the configuration as TOML, whole or not at all."""
         entry = encode(self)
         write_text(path, f"{FIRST_LINE}: `bivallate train --config` repeats this run.\n" + to_toml(entry))
+
+    def ended(self, history: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether a training that has had these epochs is over: by their number, or by `patience`."""
+        if len(history) >= self.epochs:
+            return True
+        robust = [line.get("robust") for line in history]
+        if not self.patience or not robust or None in robust:
+            return False
+        best = max(range(len(robust)), key=robust.__getitem__)
+        return self.patience <= len(robust) - 1 - best
 
     @staticmethod
     def read(path: Path) -> Config:

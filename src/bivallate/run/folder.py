@@ -122,6 +122,8 @@ class RunFolder:
         `overwrite` it may hold any run, which `clear` then removes. Raises UserError otherwise.
         """
         folder = RunFolder(path)
+        if not folder.free and not overwrite and not folder.is_run:
+            raise UserError(f"{path} exists already, is not empty and is no run: choose another --out")
         if not folder.free and not overwrite:
             raise UserError(
                 f"the run folder {path} exists already: choose another --out, continue it with "

@@ -56,7 +56,7 @@ def different(records: Sequence[RunRecord], chosen: Sequence[Evaluation]) -> lis
     if home:
         notes.append(f"Trained for another threat than the one compared here: {', '.join(home)}.")
     notes += _within_fewer(pairs)
-    unfinished = [r.label for r in records if len(r.history) < r.config.epochs]
+    unfinished = [r.label for r in records if not r.config.ended(r.history)]
     if unfinished:
         notes.append(f"Not trained to the end: {', '.join(unfinished)}.")
     notes += _failed(records)
