@@ -81,7 +81,7 @@ def test_a_curve_without_radii_takes_the_runs_own(runs, capsys):
     )
     out = capsys.readouterr().out
     assert "accuracy under fgsm in L2, 20 test points" in out
-    assert (runs / "fast-at" / "diagnosis" / "curve-l2-fgsm.json").exists()
+    assert (runs / "fast-at" / "diagnosis" / "curve-l2-fgsm-n20.json").exists()
 
 
 def test_distances_are_summed_up_and_kept(runs, tmp_path, capsys):

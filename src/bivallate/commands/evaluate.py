@@ -106,7 +106,6 @@ def evaluate_runs(
     """
     from bivallate.evaluation import EvaluationOptions
     from bivallate.run.evaluation_target import EvaluationTarget
-    from bivallate.run.folder import RunFolder
 
     folders, attacks, texts = _split_runs(runs, attack, threat)
     device = machine.prepare()
@@ -114,10 +113,7 @@ def evaluate_runs(
     options = EvaluationOptions(*chosen, batch_size, search_precision, shared=True)
     threats = threats_of(texts, beside=ball.given)
     task = EvaluationTask(options, out, folders, len(folders) * len(attacks) > 1, quiet, json)
-    foreign_to_us = {run: arch is not None or str(run).startswith(zoo.PREFIX) for run in folders}
-    for run in (run for run, foreign in foreign_to_us.items() if not foreign):
-        RunFolder.open(run)  # a folder that is no run is said before hours are spent on the others
-    for run, foreign in foreign_to_us.items():
+    for run, foreign in _told_apart(folders, arch).items():
         if foreign:
             target = _foreign(run, arch, data, ball, threats, split, source, device, normalise)
         else:
@@ -146,6 +142,19 @@ def _split_runs(
     if not folders:
         raise UserError("name the folder of a run, such as `bivallate evaluate runs/x --attack pgd-20`")
     return folders, list(dict.fromkeys(attack_named(name).name for name in names)), texts
+
+
+def _told_apart(folders: Sequence[Path], arch: str | None) -> dict[Path, bool]:
+    """Whether each is a file of another project or a network of the zoo instead of a run.
+
+    Raises UserError for a folder that is no run, before hours are spent on the others.
+    """
+    from bivallate.run.folder import RunFolder
+
+    found = {run: arch is not None or str(run).startswith(zoo.PREFIX) for run in folders}
+    for run in (run for run, foreign in found.items() if not foreign):
+        RunFolder.open(run)
+    return found
 
 
 def _foreign(

@@ -127,7 +127,7 @@ def read(images: tuple[Path, ...], shape: tuple[int, int, int]) -> list[NamedIma
         inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
         if path.is_dir() and not inside:
             raise UserError(f"{path} holds no image ({', '.join(sorted(IMAGES))})")
-        short = len(images) == 1
+        short = sum(other.is_dir() for other in images) == 1  # the names in several folders may be equal
         named = [(str(p.relative_to(path) if short else p), p) for p in inside]
         paths += named if path.is_dir() else [(str(path), path)]
     if not paths:
