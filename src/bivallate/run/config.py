@@ -196,8 +196,8 @@ class Config:
         """Whether a training that has had these epochs is over: by their number, or by `patience`."""
         if len(history) >= self.epochs:
             return True
-        robust = [line.get("robust") for line in history]
-        if not self.patience or not robust or None in robust:
+        robust: list[float] = [line["robust"] for line in history if line.get("robust") is not None]
+        if not self.patience or not robust or len(robust) < len(history):
             return False
         best = max(range(len(robust)), key=robust.__getitem__)
         return self.patience <= len(robust) - 1 - best
