@@ -17,7 +17,7 @@ from bivallate.errors import UserError, unknown
 from bivallate.evaluation.preflight import preflight
 from bivallate.from_text import override
 from bivallate.methods.entries import create
-from bivallate.models.robustbench import _unwrapped
+from bivallate.models.foreign_state import unwrapped
 from bivallate.quoting import coded
 from bivallate.run.recipes.published import recipe_for
 from bivallate.style import figure, whole_ticks
@@ -38,7 +38,7 @@ LISTS = {
     "a parameter that is a part's name too": lambda at: own_parameters("bilaw", [("zzz", "1")]),
     "a set whose folder has another spelling": lambda at: sources.local_path("zzz", at),
     "a file without weights": lambda at: bv.models.load(at),
-    "an empty checkpoint": lambda at: _unwrapped({}, at, "model"),
+    "an empty checkpoint": lambda at: unwrapped({}, at, "model"),
     "a table without columns": lambda at: LabelTable(at, [], []).column("x", "label"),
     "Parquet without columns": lambda at: _raised(_no_column("label", "no label column", at, [])),
 }

@@ -7,6 +7,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 import bivallate as bv
@@ -166,6 +167,15 @@ def test_a_checkpoint_of_another_project_is_evaluated(runs, tmp_path, capsys):
     truth = bv.evaluate(model, bv.data.load("digits").test, bv.Linf(0.1), "clean").clean_accuracy
     found = [json.loads(said.out)["clean_accuracy"] for said in (as_it_is, standardised)]
     assert found[1] == truth != found[0]
+    held = {"mu": torch.tensor([0.9]), "sigma": torch.tensor([0.1])}
+    save_file(model.network.state_dict() | held, tmp_path / "there" / "net.safetensors")
+    scores = []
+    for more in ([], ["--normalise"]):
+        assert run(["evaluate", str(tmp_path / "there"), *given, *more]) == 0
+        said = capsys.readouterr()
+        assert ("mean=[0.9] and std=[0.1], which is taken" in said.err) is bool(more)
+        scores.append(json.loads(said.out)["clean_accuracy"])
+    assert scores[0] == scores[1]
     assert json.loads((tmp_path / "x.json").read_text())["attack"] == "clean"
     assert run(["evaluate", str(tmp_path / "there"), "--arch", "linear"]) == 2
     assert "say --data and --eps" in capsys.readouterr().err

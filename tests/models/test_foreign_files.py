@@ -74,10 +74,48 @@ def test_normalisation_is_found_under_its_names(names, tmp_path):
     model = models.load_robustbench(tmp_path / "x.safetensors", "preact-resnet18")
     assert model.normalise.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert model.normalise.std.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
-    told = models.load_robustbench(
-        tmp_path / "x.safetensors", "preact-resnet18", mean=[0.5] * 3, std=[0.5] * 3
+
+
+def written_with_statistics(path):
+    state = plain_state() | {"mu": torch.tensor([0.1, 0.2, 0.3]), "sigma": torch.tensor([0.4, 0.5, 0.6])}
+    save_file(state, path)
+    return path
+
+
+def test_a_normalisation_that_the_file_holds_wins_over_the_datas_with_a_note(tmp_path):
+    path, told = written_with_statistics(tmp_path / "x.safetensors"), []
+    data = ([0.5] * 3, [0.25] * 3)
+    model = models.load_robustbench(path, "preact-resnet18", fallback=data, tell=told.append)
+    assert model.normalise.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert len(told) == 1
+    assert (
+        "mean=[0.1, 0.2, 0.3] and std=[0.4, 0.5, 0.6], which is taken; that of the data, mean=[0.5" in told[0]
     )
-    assert told.normalise.mean.flatten().tolist() == [0.5] * 3
+    same = ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    models.load_robustbench(path, "preact-resnet18", fallback=same, tell=told.append)
+    assert len(told) == 1
+    save_file(plain_state(), path)
+    model = models.load_robustbench(path, "preact-resnet18", fallback=data, tell=told.append)
+    assert model.normalise.mean.flatten().tolist() == [0.5] * 3
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    "given", [{"mean": [0.5] * 3, "std": [0.25] * 3}, {"std": [0.4, 0.5, 0.7]}, {"mean": [0.1]}]
+)
+def test_another_normalisation_than_the_files_is_refused_with_both(given, tmp_path):
+    path = written_with_statistics(tmp_path / "x.safetensors")
+    with pytest.raises(UserError) as raised:
+        models.load_robustbench(path, "preact-resnet18", **given)
+    said = str(raised.value)
+    assert "its own, mean=[0.1, 0.2, 0.3] and std=[0.4, 0.5, 0.6]" in said
+    assert all(f"{name}={value}" in said for name, value in given.items())
+
+
+def test_the_files_own_normalisation_may_be_given_too(tmp_path):
+    path = written_with_statistics(tmp_path / "x.safetensors")
+    model = models.load_robustbench(path, "preact-resnet18", mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
+    assert model.normalise.std.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
 
 
 def test_the_trades_codes_second_first_block_is_left_out(tmp_path):

@@ -87,7 +87,7 @@ def evaluate_runs(
         architecture of a checkpoint that is no run; `bivallate models` lists them.
     normalise
         standardise images by the data's mean and standard deviation, for a checkpoint that was trained on
-        such images and holds no normalisation of its own.
+        such images and holds no normalisation of its own; if it does, its own stays, with a warning.
     batch_size
         points at once. [default: estimated from the free memory]
     search_precision

@@ -6,7 +6,7 @@ Covered are the networks of RobustBench, of the TRADES family and of the Fast-AT
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,19 @@ from torch import Tensor
 from bivallate.errors import UserError, listed
 from bivallate.files import write_whole
 from bivallate.models.architectures import blank
-from bivallate.models.checkpoint_file import check_claim, read_checkpoint
+from bivallate.models.checkpoint_file import read_checkpoint
 from bivallate.models.classifier import Classifier, Normalise
+from bivallate.models.foreign_state import (
+    PREFIXES,
+    chosen_statistics,
+    take_statistics,
+    unwrapped,
+    without_prefixes,
+)
 from bivallate.models.io import fill
 
 __all__ = ["export_robustbench", "load_robustbench"]
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "last", "best")
-PREFIXES = (
-    *("module.", "model.", "_orig_mod.", "network.", "net.", "backbone.", "encoder.", "basic_net."),
-    *("attacker.", "1."),
-)
-STATISTICS = (
-    ("0.mean", "0.std"),  # Sequential(normalisation, network)
-    ("normalizer.new_mean", "normalizer.new_std"),
-    ("normalize.new_mean", "normalize.new_std"),
-    ("normalize_layer.mean", "normalize_layer.std"),
-    ("mu", "sigma"),
-    ("mean", "std"),
-    ("normalize.mean", "normalize.std"),
-    ("normalise.mean", "normalise.std"),
-)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 BLOCKS = {"18": [2, 2, 2, 2], "34": [3, 4, 6, 3], "50": [3, 4, 6, 3]}
 
@@ -49,6 +41,7 @@ def load_robustbench(
     shape: Sequence[int] = (3, 32, 32),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    fallback: tuple[Sequence[float], Sequence[float]] | None = None,
     entry: str | None = None,
     tell: Callable[[str], None] = lambda text: None,
     **options: Any,
@@ -64,23 +57,25 @@ def load_robustbench(
         architecture: resnet*, preact-resnet* or wrn-*.
         shape: (C, H, W) of the images.
         mean, std: channel statistics in [0, 1] pixel units, for checkpoints that do not hold them.
+        fallback: mean and std, such as those of the data, that are taken if the checkpoint holds none and
+            none are given; where it holds others, its own are taken, and `tell` is told.
         entry: the checkpoint's key that holds the weights; by default state_dict, model_state_dict, model,
             net, last and best are tried in turn.
-        tell: is called with a text that names the prefixes taken off the keys.
+        tell: is called with a text that names the prefixes taken off the keys, and one that says where
+            `fallback` was not taken.
         options: options of the architecture. The keys do not show whether `shortcut` is "raw" (default for
             basic blocks; RobustBench's PreActBlock) or "activated" (its PreActBlockV2).
 
     Raises:
         UserError: the file is not a state dict, needs code to be executed (any `.pt` before PyTorch 2.10), is
-            damaged, or is of another architecture.
+            damaged, or is of another architecture; or it holds another normalisation than mean and std.
     """
     file = Path(path)
-    found = _unwrapped(read_checkpoint(file), file, entry)
-    state, taken = _without_prefixes(found)
+    found = unwrapped(read_checkpoint(file), file, entry)
+    state, taken = without_prefixes(found)
     if taken:
         tell(f"{file.name}: taken off the names of its tensors: {', '.join(taken)}")
-    held = _take_statistics(state)
-    mean, std = (mean, std) if mean is not None or std is not None else held
+    mean, std = chosen_statistics(file, take_statistics(state), (mean, std), fallback, tell)
     state = _renamed(state, architecture, options)
     heads = [value for key, value in state.items() if key.endswith("weight") and value.ndim == 2]
     if not heads:
@@ -99,54 +94,6 @@ def load_robustbench(
         known = f"known are {', '.join(PREFIXES)}"
         raise UserError(f"{error}. Prefixes taken off its names: {listed(taken)}; {known}") from error
     return model.eval()
-
-
-def _unwrapped(content: Any, file: Path, entry: str | None) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping):
-        raise UserError(f"{file} holds a {type(content).__name__}, not a state dict")
-    if entry is not None:
-        if entry not in content:
-            raise UserError(f"{file} has no entry {entry!r}: it has {listed(content)}")
-        return _unwrapped(content[entry], file, None)
-    if content and all(isinstance(value, Tensor) for value in content.values()):
-        check_claim(file, sum(value.numel() * value.itemsize for value in content.values()))
-        odd = next((key for key in content if not isinstance(key, str)), None)
-        if odd is not None:
-            raise UserError(
-                f"{file} names its tensors by {type(odd).__name__}s, such as {odd!r}, not by layers"
-            )
-        return dict(content)
-    for key in WRAPPERS:
-        if isinstance(content.get(key), Mapping):
-            return _unwrapped(content[key], file, None)
-    raise UserError(f"{file} holds no state dict under the keys tried: name one of its own as entry=")
-
-
-def _without_prefixes(found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict without prefixes in its keys, and the prefixes that were taken off.
-
-    Where several keys become the same, the one with the fewest dots is kept.
-    """
-    bare = {key: _bare(key) for key in found}
-    nearest = {bare[key]: key for key in sorted(found, key=lambda key: key.count("."), reverse=True)}
-    state = {bare[key]: value for key, value in found.items() if nearest[bare[key]] == key}
-    return state, sorted({key.removesuffix(bare[key]) for key in nearest.values()} - {""})
-
-
-def _bare(key: str) -> str:
-    while key.startswith(PREFIXES):
-        key = key.partition(".")[2]
-    return key
-
-
-def _take_statistics(state: dict[str, Tensor]) -> tuple[list[float] | None, list[float] | None]:
-    """Remove all buffers of normalisation from the state dict; return the mean and std found first."""
-    held = [
-        (state.pop(mean).flatten().tolist(), state.pop(std).flatten().tolist())
-        for mean, std in STATISTICS
-        if mean in state and std in state
-    ]
-    return held[0] if held else (None, None)
 
 
 def _renamed(state: dict[str, Tensor], architecture: str, options: dict[str, Any]) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ def checkpoint_target(
         data_dir: folder of named data sets.
         device: where to compute.
         normalise: whether the network expects images standardised by the data's mean and standard deviation,
-            if its file holds no normalisation of its own.
+            if its file holds no normalisation of its own; if it does, a warning says that its own is taken.
 
     Raises:
         UserError: the weights do not exist or are of another architecture, or the data have more classes
@@ -108,5 +108,5 @@ def _model(
                 "the file"
             )
         place = held[0]
-    mean, std = (dataset.mean, dataset.std) if normalise else (None, None)
-    return load_robustbench(place, architecture, shape=dataset.shape, mean=mean, std=std, tell=tell)
+    own = (dataset.mean, dataset.std) if normalise else None
+    return load_robustbench(place, architecture, shape=dataset.shape, fallback=own, tell=tell)
