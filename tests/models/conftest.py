@@ -11,6 +11,7 @@ from bivallate import models
 
 SHAPE = (3, 32, 32)
 READERS = {
+    "test_a_file_of_two_networks_is_refused_with_both_prefixes",
     "test_an_entry_can_be_named",
     "test_checkpoints_that_block_or_claim_too_much",
     "test_checkpoints_that_readers_disagree_on_or_that_repeat_what_they_hold",

@@ -25,13 +25,13 @@ WRAPPINGS = {
     "uncounted": lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
     "an attacker's": lambda s: {
         "model": {
-            **{f"module.attacker.model.{k}": v * 0 for k, v in s.items()},
+            **{f"module.attacker.model.{k}": v.clone() for k, v in s.items()},
             **{f"module.model.{k}": v for k, v in s.items()},
         }
     },
     "an attacker's, last": lambda s: {
         **{f"module.model.{k}": v for k, v in s.items()},
-        **{f"module.attacker.model.{k}": v * 0 for k, v in s.items()},
+        **{f"module.attacker.model.{k}": v.clone() for k, v in s.items()},
     },
     "an attacker's alone": lambda s: {f"attacker.model.{k}": v for k, v in s.items()},
     "backbone": lambda s: {"state_dict": {f"backbone.{k}": v for k, v in s.items()}},
@@ -74,6 +74,35 @@ def test_normalisation_is_found_under_its_names(names, tmp_path):
     model = models.load_robustbench(tmp_path / "x.safetensors", "preact-resnet18")
     assert model.normalise.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert model.normalise.std.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
+
+
+TWO_NETWORKS = [
+    ("model.", "net."),
+    ("net.", "model."),
+    ("encoder.", "backbone."),
+    ("", "model."),
+    ("module.model.", "module."),
+]
+
+
+@pytest.mark.parametrize(("one", "two"), TWO_NETWORKS)
+def test_a_file_of_two_networks_is_refused_with_both_prefixes(one, two, tmp_path):
+    student = plain_state()
+    teacher = {k: v + 0.5 if v.is_floating_point() else v for k, v in student.items()}
+    both = {f"{one}{k}": v for k, v in student.items()} | {f"{two}{k}": v for k, v in teacher.items()}
+    torch.save({"state_dict": both}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=f"begin with '{one}' and with '{two}' .*keep the tensors of one"):
+        models.load_robustbench(tmp_path / "x.pt", "preact-resnet18")
+
+
+def test_equal_copies_under_two_prefixes_are_one_network_even_with_nan(tmp_path):
+    state = plain_state()
+    state["linear.bias"] = torch.full_like(state["linear.bias"], torch.nan)
+    save_file(
+        {f"{p}{k}": v.clone() for p in ("", "model.") for k, v in state.items()}, tmp_path / "x.safetensors"
+    )
+    model = models.load_robustbench(tmp_path / "x.safetensors", "preact-resnet18")
+    assert model.network.linear.bias.isnan().all()
 
 
 def written_with_statistics(path):

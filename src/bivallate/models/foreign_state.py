@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bivallate.errors import UserError, listed
@@ -54,15 +55,35 @@ def unwrapped(content: Any, file: Path, entry: str | None) -> dict[str, Tensor]:
     raise UserError(f"{file} holds no state dict under the keys tried: name one of its own as entry=")
 
 
-def without_prefixes(found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def without_prefixes(found: Mapping[str, Tensor], file: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The state dict without prefixes in its keys, and the prefixes that were taken off.
 
-    Where several keys become the same, the one with the fewest dots is kept.
+    Where several keys become the same, as those of robustness's models, the one with the fewest dots is kept.
+
+    Raises:
+        UserError: their tensors differ, so that the file holds several networks.
     """
-    bare = {key: _bare(key) for key in found}
-    nearest = {bare[key]: key for key in sorted(found, key=lambda key: key.count("."), reverse=True)}
-    state = {bare[key]: value for key, value in found.items() if nearest[bare[key]] == key}
-    return state, sorted({key.removesuffix(bare[key]) for key in nearest.values()} - {""})
+    kept: dict[str, str] = {}
+    for key in found:
+        bare = _bare(key)
+        other = kept.setdefault(bare, key)
+        if other != key and not _equal(found[other], found[key]):
+            one, two = (repr(name.removesuffix(bare)) for name in (other, key))
+            raise UserError(
+                f"{file} holds two different networks, or two parts of one, whose names begin with {one} and "
+                f"with {two} ({other} and {key} differ): keep the tensors of one of them alone in the file"
+            )
+        if key.count(".") < other.count("."):
+            kept[bare] = key
+    state = {bare: found[key] for bare, key in kept.items()}
+    return state, sorted({key.removesuffix(bare) for bare, key in kept.items()} - {""})
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same; those of a training that diverged too, whose NaN are not equal."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _bare(key: str) -> str:

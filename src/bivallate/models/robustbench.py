@@ -68,11 +68,12 @@ def load_robustbench(
 
     Raises:
         UserError: the file is not a state dict, needs code to be executed (any `.pt` before PyTorch 2.10), is
-            damaged, or is of another architecture; or it holds another normalisation than mean and std.
+            damaged, or is of another architecture; it holds several networks under one
+            architecture's names; or it holds another normalisation than mean and std.
     """
     file = Path(path)
     found = unwrapped(read_checkpoint(file), file, entry)
-    state, taken = without_prefixes(found)
+    state, taken = without_prefixes(found, file)
     if taken:
         tell(f"{file.name}: taken off the names of its tensors: {', '.join(taken)}")
     mean, std = chosen_statistics(file, take_statistics(state), (mean, std), fallback, tell)
