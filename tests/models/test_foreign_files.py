@@ -1,6 +1,7 @@
 """Checkpoints of other projects are read as tensors alone, whatever they are wrapped in."""
 
 import pickle
+import sys
 
 import pytest
 import torch
@@ -74,6 +75,45 @@ def test_normalisation_is_found_under_its_names(names, tmp_path):
     model = models.load_robustbench(tmp_path / "x.safetensors", "preact-resnet18")
     assert model.normalise.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert model.normalise.std.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
+
+
+@pytest.mark.parametrize("prefix", ["", "network."])
+@pytest.mark.parametrize(
+    "name", ["linear", "fc1", "tiny-cnn", "small-cnn", "mnist-net", "preact-resnet18-narrow"]
+)
+def test_the_head_is_found_where_the_files_tensors_are_sorted_by_name(name, prefix, tmp_path):
+    model = lived_in(name, (1, 28, 28), num_classes=7)
+    state = {f"{prefix}{key}": value.contiguous() for key, value in model.network.state_dict().items()}
+    save_file(state, tmp_path / "x.safetensors")
+    again = models.load_robustbench(tmp_path / "x.safetensors", name, shape=(1, 28, 28))
+    x = torch.rand(2, 1, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
+
+
+OWN = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, {parameter}):
+        super().__init__()
+        self.head = nn.Linear(64, {classes})
+        self.stem = nn.Linear(64, 64)
+    def forward(self, x):
+        return self.head(self.stem(x.flatten(1)))
+"""
+
+
+@pytest.mark.parametrize(("parameter", "classes"), [("num_classes", "num_classes"), ("width=1", "3")])
+def test_the_head_of_an_own_network_is_found_too(parameter, classes, tmp_path, monkeypatch):
+    (tmp_path / "net_of_two_layers.py").write_text(OWN.format(parameter=parameter, classes=classes))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "net_of_two_layers", raising=False)
+    name = "net_of_two_layers:Net"
+    model = models.create(name, num_classes=3, shape=(1, 8, 8), seed=1).eval()
+    save_file(model.network.state_dict(), tmp_path / "x.safetensors")
+    again = models.load_robustbench(tmp_path / "x.safetensors", name, shape=(1, 8, 8))
+    assert torch.equal(again.network.head.weight, model.network.head.weight)
+    sys.modules.pop("net_of_two_layers")
 
 
 TWO_NETWORKS = [

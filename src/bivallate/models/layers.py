@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bivallate.errors import UserError, listed, nearest
 from bivallate.models.classifier import Classifier
 
-__all__ = ["freeze", "head_path", "last_features", "parameters_matching"]
+__all__ = ["NETWORK", "freeze", "head_path", "last_features", "parameters_matching"]
 
 NETWORK = "network."  # begins the names of a classifier's parameters; patterns may leave it out
 

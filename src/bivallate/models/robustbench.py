@@ -5,6 +5,7 @@ Covered are the networks of RobustBench, of the TRADES family and of the Fast-AT
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from bivallate.models.foreign_state import (
     without_prefixes,
 )
 from bivallate.models.io import fill
+from bivallate.models.layers import NETWORK, head_path
 
 __all__ = ["export_robustbench", "load_robustbench"]
 
@@ -78,11 +80,7 @@ def load_robustbench(
         tell(f"{file.name}: taken off the names of its tensors: {', '.join(taken)}")
     mean, std = chosen_statistics(file, take_statistics(state), (mean, std), fallback, tell)
     state = _renamed(state, architecture, options)
-    heads = [value for key, value in state.items() if key.endswith("weight") and value.ndim == 2]
-    if not heads:
-        raise UserError(f"{file} holds no linear layer: it is not the state dict of a classifier")
-    facts = {"num_classes": heads[-1].shape[0], "shape": shape, "mean": mean, "std": std}
-    model = blank({"name": architecture, **facts, **options})
+    model = _built(file, state, {"name": architecture, "shape": shape, "mean": mean, "std": std, **options})
     tensors = {f"network.{key}": value for key, value in state.items()}
     for key, value in model.state_dict().items():
         if key.startswith("normalise."):
@@ -95,6 +93,42 @@ def load_robustbench(
         known = f"known are {', '.join(PREFIXES)}"
         raise UserError(f"{error}. Prefixes taken off its names: {listed(taken)}; {known}") from error
     return model.eval()
+
+
+def _built(file: Path, state: dict[str, Tensor], facts: dict[str, Any]) -> Classifier:
+    """The architecture with as many classes as the checkpoint's head has rows.
+
+    Safetensors files are sorted by name, so that the last linear layer there may be any. The architecture
+    says which is the head: built with a number of classes that no tensor has rows of, it has one such layer.
+
+    Raises:
+        UserError: there is no linear layer, or the architecture cannot be built.
+    """
+    rows = [len(value) for key, value in state.items() if key.endswith("weight") and value.ndim == 2]
+    if not rows:
+        raise UserError(f"{file} holds no linear layer: it is not the state dict of a classifier")
+    taken = {len(value) for value in state.values() if value.ndim > 0}
+    unlike = next(k for k in itertools.count(2) if k not in taken)
+    try:
+        head = head_path(blank({**facts, "num_classes": unlike})).removeprefix(NETWORK)
+    except UserError:
+        if ":" not in facts["name"] or facts["name"].startswith("timm:"):
+            raise
+        return _of_fixed_classes(facts, rows)
+    found = state.get(f"{head}.weight")
+    return blank({**facts, "num_classes": rows[-1] if found is None else len(found)})
+
+
+def _of_fixed_classes(facts: dict[str, Any], rows: list[int]) -> Classifier:
+    """A network of the user's own that has one number of classes alone: that of one of the linear layers."""
+    last: UserError | None = None
+    for classes in dict.fromkeys(rows):
+        try:
+            return blank({**facts, "num_classes": classes})
+        except UserError as error:
+            last = error
+    assert last is not None
+    raise last
 
 
 def _renamed(state: dict[str, Tensor], architecture: str, options: dict[str, Any]) -> dict[str, Tensor]:
