@@ -1,5 +1,6 @@
 """The user's own modules and factories, and timm."""
 
+import copy
 import json
 import pickle
 import sys
@@ -106,6 +107,21 @@ def test_wrapping_leaves_modes_and_running_statistics_as_found():
     models.wrap(module, num_classes=3, shape=SHAPE)
     assert [part.training for part in module] == [False, True, True, True]
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_network_in_another_precision_is_wrapped_with_its_normalisation(precision):
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 3)).eval()
+    x, facts = torch.rand(8, *SHAPE), {"num_classes": 3, "shape": SHAPE, "mean": 0.3, "std": 0.4}
+    wrapped = models.wrap(copy.deepcopy(net).to(precision), **facts)
+    logits = wrapped(x.to(precision))
+    assert logits.dtype == precision
+    assert wrapped.normalise.mean.item() == torch.tensor(0.3).item(), (
+        "not rounded: evaluations are in float32"
+    )
+    torch.testing.assert_close(logits.float(), models.wrap(net, **facts)(x), rtol=0, atol=0.05)
+    score = bv.evaluate(wrapped, (x, logits.argmax(1)), bv.Linf(0.01), "pgd-2")
+    assert score.clean_accuracy >= 7 / 8
 
 
 def test_a_classifier_is_returned_or_refused():

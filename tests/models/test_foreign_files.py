@@ -39,6 +39,15 @@ WRAPPINGS = {
     "encoder": lambda s: {f"module.encoder.{k}": v for k, v in s.items()},
     "second in a sequence": lambda s: {f"module.1.{k}": v for k, v in s.items()},
     "compiled": lambda s: {f"_orig_mod.module.{k}": v for k, v in s.items()},
+    "averaged": lambda s: {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in s.items()}},
+    "averaged, parallel": lambda s: {
+        "module.n_averaged": torch.tensor(3),
+        **{f"module.module.{k}": v for k, v in s.items()},
+    },
+    "ema": lambda s: {"ema": s, "epoch": 3},
+    "weights": lambda s: {"weights": {f"module.{k}": v for k, v in s.items()}, "params": {"lr": 0.1}},
+    "params": lambda s: {"params": {"state_dict": s}},
+    "model and ema": lambda s: {"ema": {k: v * 0 for k, v in s.items()}, "model": s},
     "half": lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()},
 }
 
@@ -229,6 +238,14 @@ def elsewhere(path):
     torch.save({"ema_weights": {"a": torch.zeros(1)}, "epoch": 3}, path)
 
 
+def ambiguous(path):
+    torch.save({"ema": {"a": torch.zeros(1)}, "params": {"a": torch.ones(1)}, "epoch": 3}, path)
+
+
+def without_tensors(path):
+    torch.save({"epoch": 3, "params": {"lr": 0.1}}, path)
+
+
 def headless(path):
     torch.save({"conv1.weight": torch.zeros(64, 3, 3, 3)}, path)
 
@@ -254,7 +271,9 @@ def other(path):
         (text, "."),
         (truncated, "truncated"),
         (listed, "holds a list"),
-        (elsewhere, "entry="),
+        (elsewhere, r"tensors are in its ema_weights\. In Python name one as entry="),
+        (ambiguous, r"tensors are in its ema, params\. .*save it as a file of its own"),
+        (without_tensors, "holds no state dict: its entries are epoch, params"),
         (headless, "no linear layer"),
         (numbered, "names its tensors by ints, such as 0"),
         (

@@ -16,8 +16,11 @@ from bivallate.models.norm_pairs import pairs_of
 __all__ = ["Classifier", "Normalise", "normalisation"]
 
 
+HALVES = (torch.float16, torch.bfloat16)
+
+
 class Normalise(nn.Module):
-    """Compute (x - mean) / std for each channel.
+    """Compute (x - mean) / std for each channel; images in half precision stay in it.
 
     It is the model's first layer, so that images, eps and step sizes are in [0, 1] pixel units everywhere.
 
@@ -34,7 +37,8 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor([float(s) for s in std]).view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
+        out = (x - self.mean) / self.std
+        return out.to(x.dtype) if x.dtype in HALVES else out
 
 
 def normalisation(

@@ -16,6 +16,12 @@ from bivallate.models.checkpoint_file import check_claim
 __all__ = ["PREFIXES", "chosen_statistics", "take_statistics", "unwrapped", "without_prefixes"]
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "last", "best")
+LESS_COMMON = (
+    "ema",
+    "weights",
+    "params",
+)  # taken where there is one of them alone: nobody says which is meant
+COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
 PREFIXES = (
     *("module.", "model.", "_orig_mod.", "network.", "net.", "backbone.", "encoder.", "basic_net."),
     *("attacker.", "1."),
@@ -52,12 +58,30 @@ def unwrapped(content: Any, file: Path, entry: str | None) -> dict[str, Tensor]:
     for key in WRAPPERS:
         if isinstance(content.get(key), Mapping):
             return unwrapped(content[key], file, None)
-    raise UserError(f"{file} holds no state dict under the keys tried: name one of its own as entry=")
+    others = [str(key) for key, value in content.items() if _holds_tensors(value)]
+    known = [key for key in LESS_COMMON if key in others]
+    if len(known) == 1:
+        return unwrapped(content[known[0]], file, None)
+    if not others:
+        raise UserError(f"{file} holds no state dict: its entries are {listed(content)}")
+    raise UserError(
+        f"{file} holds no state dict under the keys tried ({listed(WRAPPERS)}, or one of "
+        f"{listed(LESS_COMMON)}): tensors are in its {listed(others)}. In Python name one as entry=; "
+        "or save it as a file of its own"
+    )
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether a mapping holds tensors, itself or one level below: deeper ones may be in circles."""
+    inner = list(value.values()) if isinstance(value, Mapping) else []
+    inner += [v for below in inner if isinstance(below, Mapping) for v in below.values()]
+    return any(isinstance(v, Tensor) for v in inner)
 
 
 def without_prefixes(found: Mapping[str, Tensor], file: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The state dict without prefixes in its keys, and the prefixes that were taken off.
 
+    The number of averaged epochs is left out.
     Where several keys become the same, as those of robustness's models, the one with the fewest dots is kept.
 
     Raises:
@@ -66,6 +90,8 @@ def without_prefixes(found: Mapping[str, Tensor], file: Path) -> tuple[dict[str,
     kept: dict[str, str] = {}
     for key in found:
         bare = _bare(key)
+        if bare == COUNTER:
+            continue
         other = kept.setdefault(bare, key)
         if other != key and not _equal(found[other], found[key]):
             one, two = (repr(name.removesuffix(bare)) for name in (other, key))

@@ -62,7 +62,8 @@ def load_robustbench(
         fallback: mean and std, such as those of the data, that are taken if the checkpoint holds none and
             none are given; where it holds others, its own are taken, and `tell` is told.
         entry: the checkpoint's key that holds the weights; by default state_dict, model_state_dict, model,
-            net, last and best are tried in turn.
+            net, last and best are tried in turn, then ema, weights and params, of which one alone
+            may be there.
         tell: is called with a text that names the prefixes taken off the keys, and one that says where
             `fallback` was not taken.
         options: options of the architecture. The keys do not show whether `shortcut` is "raw" (default for
