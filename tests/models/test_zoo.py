@@ -102,5 +102,12 @@ def test_the_command_lists_shows_saves_and_training_begins_with_it(capsys, monke
     assert f"zoo:{NAMES[0]}" in capsys.readouterr().out
     again, own = bv.models.load("mine"), bv.load(f"zoo:{NAMES[0]}")
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), own.parameters(), strict=True))
+    capsys.readouterr()
+    assert run(["zoo", "--save", "nameless"]) == 2
+    assert (
+        f"name it, bivallate zoo NAME --save nameless (there are {next(iter(zoo.entries()))}"
+        in capsys.readouterr().err
+    )
+    assert not Path("nameless").exists()
     assert run(["zoo", "mnits"]) == 2
     assert "unknown network of the zoo" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from bivallate.commands.options import Flag
+from bivallate.errors import UserError, listed
 from bivallate.terminal import literal_console, say, say_json
 from bivallate.zoo import ZooEntry, entries, entry
 
@@ -27,6 +28,11 @@ def zoo(name: str | None = None, /, *, save: Path | None = None, json: Flag = Fa
         for programs.
     """
     if name is None:
+        if save is not None:
+            raise UserError(
+                f"--save writes one network: name it, bivallate zoo NAME --save {save} "
+                f"(there are {listed(entries())})"
+            )
         say_json(entries(), 1) if json else _list(entries())
         return
     name = name.removeprefix("zoo:")
