@@ -236,3 +236,36 @@ def test_what_would_compute_something_else_there_is_not_exported(name, options, 
     with pytest.raises(UserError, match=words):
         models.export_robustbench(model, tmp_path / "x.pt")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("resnet18", (1, 28, 28), "3 channels, this model takes 1"),
+        ("wrn-16-8", (4, 32, 32), "3 channels, this model takes 4"),
+        ("resnet18", (3, 64, 64), "4 x 4 .* takes 64 x 64"),
+        ("preact-resnet18", (3, 32, 33), "4 x 4 .* takes 32 x 33"),
+        ("preact-resnet18", (3, 24, 24), "4 x 4 .* takes 24 x 24"),
+        ("wrn-16-8", (3, 64, 64), "8 x 8 .* takes 64 x 64"),
+        ("wrn-16-8", (3, 28, 28), "8 x 8 .* takes 28 x 28"),
+    ],
+)
+def test_images_that_the_public_definition_cannot_take_are_not_exported(name, shape, words, tmp_path):
+    model = models.create(name, num_classes=10, shape=shape)
+    with pytest.raises(UserError, match=words):
+        models.export_robustbench(model, tmp_path / "x.pt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_sizes_that_end_in_the_pooled_map_compute_the_same_there(tmp_path):
+    x = torch.rand(2, 3, 29, 29)
+    for name, public in (
+        ("preact-resnet18", lambda s: public_preact(s, x, BASIC, False, True)),
+        ("wrn-16-8", lambda s: public_wide(s, x, 2)),
+    ):
+        model = lived_in(name, (3, 29, 29))
+        models.export_robustbench(model, tmp_path / "x.safetensors")
+        with torch.no_grad():
+            torch.testing.assert_close(
+                public(load_file(tmp_path / "x.safetensors")), model(x), rtol=1e-4, atol=1e-4
+            )

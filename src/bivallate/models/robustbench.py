@@ -200,6 +200,7 @@ def _constructor(model: Classifier) -> tuple[str, bool]:
             f"the public definitions have width 1, this model has width {spec['width']:g}: "
             "loaded there, its tensors would not fit; share it by save_pretrained"
         )
+    _check_images(model, name.startswith("wrn-"), spec.get("stem") == "imagenet")
     classes = f"num_classes={model.num_classes}"
     if name.startswith("wrn-"):
         depth, factor = (34, 10) if name == "wrn-32-10" else map(int, name.split("-")[1:])
@@ -220,6 +221,27 @@ def _constructor(model: Classifier) -> tuple[str, bool]:
         return f"torchvision.models.resnet{depth}({classes})", True
     block = "Bottleneck" if depth == "50" else "BasicBlock"
     return f"ResNet({block}, {BLOCKS[depth]}, {classes})", False
+
+
+def _check_images(model: Classifier, wide: bool, imagenet: bool) -> None:
+    """Raise UserError unless the public definition takes the model's images and averages all of the last map.
+
+    It pools over 8 x 8 in a WideResNet, 4 x 4 in the others, where this package averages over all there is.
+    Each halving rounds up.
+    """
+    channels, *sides = model.shape
+    if channels != 3:
+        raise UserError(
+            f"the public definitions take images of 3 channels, this model takes {channels}: loaded there, "
+            "its first layer would not fit; share it by save_pretrained"
+        )
+    pool, stride = (8, 4) if wide else (4, 8)
+    if not imagenet and any(-(-side // stride) != pool for side in sides):
+        raise UserError(
+            f"the public definition averages over {pool} x {pool} at its end, for images of 32 x 32; this "
+            f"model takes {sides[0]} x {sides[1]}: loaded there, it would fail or compute something else; "
+            "share it by save_pretrained"
+        )
 
 
 def _imagenet_statistics(model: Classifier) -> None:
