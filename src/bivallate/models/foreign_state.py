@@ -16,11 +16,7 @@ from bivallate.models.checkpoint_file import check_claim
 __all__ = ["PREFIXES", "chosen_statistics", "take_statistics", "unwrapped", "without_prefixes"]
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "last", "best")
-LESS_COMMON = (
-    "ema",
-    "weights",
-    "params",
-)  # taken where there is one of them alone: nobody says which is meant
+LESS_COMMON = ("ema", "weights", "params")  # taken where one of them is there alone
 COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
 PREFIXES = (
     *("module.", "model.", "_orig_mod.", "network.", "net.", "backbone.", "encoder.", "basic_net."),
@@ -41,6 +37,10 @@ STATISTICS = (
 
 
 def unwrapped(content: Any, file: Path, entry: str | None) -> dict[str, Tensor]:
+    """The state dict in a checkpoint: the checkpoint itself, or one of its entries.
+
+    Raises UserError if it holds none, or several of which none is the usual one.
+    """
     if not isinstance(content, Mapping):
         raise UserError(f"{file} holds a {type(content).__name__}, not a state dict")
     if entry is not None:
@@ -81,8 +81,7 @@ def _holds_tensors(value: Any) -> bool:
 def without_prefixes(found: Mapping[str, Tensor], file: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The state dict without prefixes in its keys, and the prefixes that were taken off.
 
-    The number of averaged epochs is left out.
-    Where several keys become the same, as those of robustness's models, the one with the fewest dots is kept.
+    The number of averaged epochs is left out. Where several keys become the same, as those of robustness's models, the one with the fewest dots is kept.
 
     Raises:
         UserError: their tensors differ, so that the file holds several networks.
