@@ -81,7 +81,8 @@ def _holds_tensors(value: Any) -> bool:
 def without_prefixes(found: Mapping[str, Tensor], file: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The state dict without prefixes in its keys, and the prefixes that were taken off.
 
-    The number of averaged epochs is left out. Where several keys become the same, as those of robustness's models, the one with the fewest dots is kept.
+    The number of averaged epochs is left out. Where several keys become the same, as those of robustness's
+    models, the one with the fewest dots is kept.
 
     Raises:
         UserError: their tensors differ, so that the file holds several networks.
