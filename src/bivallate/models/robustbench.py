@@ -79,9 +79,11 @@ def load_robustbench(
     state, taken = without_prefixes(found, file)
     if taken:
         tell(f"{file.name}: taken off the names of its tensors: {', '.join(taken)}")
-    mean, std = chosen_statistics(file, take_statistics(state), (mean, std), fallback, tell)
+    first, spread = chosen_statistics(file, take_statistics(state), (mean, std), fallback, tell)
     state = _renamed(state, architecture, options)
-    model = _built(file, state, {"name": architecture, "shape": shape, "mean": mean, "std": std, **options})
+    model = _built(
+        file, state, {"name": architecture, "shape": shape, "mean": first, "std": spread, **options}
+    )
     tensors = {f"network.{key}": value for key, value in state.items()}
     for key, value in model.state_dict().items():
         if key.startswith("normalise."):
