@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ def audit(
 
     Every attack runs on the same points, and a check fails only if a paired one-sided exact test rejects
     the model's innocence at level 0.005. The model's mode, gradients and buffers and the global random
-    state are the same afterwards.
+    state are the same afterwards; a card's generator is not seeded, and moves on if the model draws from it.
 
     Args:
         model: images (n, C, H, W) in [0, 1] -> logits (n, K).
@@ -99,8 +99,8 @@ def audit(
     _check_arguments(n, {"claimed": claimed, "minutes": minutes, "budget_passes": budget_passes}, surrogates)
     check_radius(threat)
     source = as_points(data, model)
-    with _own_generators(), ExitStack() as stack:
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), ExitStack() as stack:
+        torch.default_generator.manual_seed(seed)  # not that of a card, where a training may go on afterwards
         checked = _preflight(model, data, threat)
         module, where, dtype = stack.enter_context(for_inference(model, None))
         judge = _connected(module, checked)
@@ -134,12 +134,6 @@ def _check_arguments(
         raise UserError(f"claimed is a fraction in [0, 1], got {claimed!r}; write 0.5 for 50 %")
     if isinstance(surrogates, nn.Module):
         raise UserError("surrogates are a list of models: surrogates=[model]")
-
-
-def _own_generators() -> AbstractContextManager[None]:
-    """Restore the states of torch's generators afterwards, those of CUDA too if it is in use."""
-    used = torch.cuda.is_available() and torch.cuda.is_initialized()
-    return torch.random.fork_rng(devices=range(torch.cuda.device_count()) if used else [])
 
 
 def check_radius(threat: ThreatModel) -> None:
