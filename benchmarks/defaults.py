@@ -89,7 +89,8 @@ def table() -> str:
     ]
     commits = set()
     for name in DATA:
-        found, kept = {m: _record(name, m) for m in METHODS}, list(_records(name).values())
+        found = _records(name)
+        kept = list(found.values())
         if not kept:
             continue
         commits |= {r["commit"] for r in kept}
@@ -98,7 +99,7 @@ def table() -> str:
             name, training_defaults(name).eps, own["model"]["name"], own["optimizer"]["lr"], own["warm_up"],
             own["batch_size"], one["rows"], f"{one['commonest']:.1%}",
         )  # fmt: skip
-        lines.append(f"| {' | '.join(map(str, said))} | {' | '.join(map(_cell, found.values()))} |")
+        lines.append(f"| {' | '.join(map(str, said))} | {' | '.join(_cell(found.get(m)) for m in METHODS)} |")
     foot = f"`python -m benchmarks.defaults`, commit {', '.join(sorted(commits))}, seed {SEED}, one thread."
     return "\n".join([*lines, "", foot])
 
