@@ -78,7 +78,7 @@ def measured(trial: Trial, device: str) -> dict[str, Any]:
     """
     limit_threads(1)
     config = computable(configure(trial, device))
-    dataset = cut(load_data(config.data, 0), SETTINGS[trial.data].rows)
+    dataset = cut(load_data(config.data, 0), trial.images)
     try:
         run, model = finished(config, dataset, trial.folder, "ema")
     except NonFinite as stopped:
@@ -111,7 +111,7 @@ def described(trial: Trial, config: Config) -> dict[str, Any]:
         "number": trial.number,
         "parts": {part: one_line(entry[part]) for part in PARTS},
         "config": settings(config),
-        "rows": setting.images,
+        "rows": trial.images,
         "epochs": config.epochs,
         "passes": 0.0,
         "train_robust": 0.0,

@@ -41,13 +41,19 @@ def title(data: str, cost: str) -> str:
     return f"{TITLES[data]}, {WORDS[cost]} ({EPOCHS * PASSES[cost]} passes)"
 
 
+def _images(data: str, whole: bool) -> str:
+    """The number of training images in words, where values are tuned with fewer than the judged have."""
+    setting = SETTINGS[data]
+    return f", {setting.images if whole else setting.tuning:,} training images" if setting.tuning else ""
+
+
 def held_out(data: str, cost: str) -> str:
     """Markdown: everyone's values on held-out images, the most robust first; empty without any."""
     everyone = tuned(data, cost)
     if not everyone:
         return ""
     lines = [
-        f"### {title(data, cost)}{_missing(data, cost)}",
+        f"### {title(data, cost)}{_images(data, False)}{_missing(data, cost)}",
         "",
         "| method | tuned (values tried) | epochs | clean | robust | each value | worst class | each value "
         "| its best value |",
@@ -89,7 +95,7 @@ def judgement(data: str, cost: str) -> str:
         return ""
     points = next(iter(tests.values()))[0]["n"]
     lines = [
-        f"### {title(data, cost)}",
+        f"### {title(data, cost)}{_images(data, True)}",
         "",
         f"| chosen as | method | clean | AutoAttack ({points:,}) | its seeds | worst class | RA-Tail-30 |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Setting:
     Attributes:
         eps: radius in Linf. network, width: architecture. rows, held, points: number of training images (0:
             all), held-out images and test images.
+        tuning: number of training images of the trials that choose the values (0: as many as for the judged).
         batch, lr, decay, augment, precision: as in a configuration.
     """
 
@@ -42,6 +43,7 @@ class Setting:
     width: float = 1.0
     held: int = 2000
     points: int = 1000
+    tuning: int = 0
     batch: int = 32
     lr: float = 0.05
     decay: float = 2e-4
@@ -50,7 +52,7 @@ class Setting:
 
     @property
     def images(self) -> int:
-        """Number of training images."""
+        """Number of training images of those that are judged."""
         return self.rows or CIFAR10 - self.held
 
 
@@ -58,8 +60,8 @@ SETTINGS = {
     "fashion-mnist": Setting(0.1, "tiny-cnn", 2000),
     "mnist": Setting(0.1, "tiny-cnn", 2000),
     "cifar10": Setting(
-        8 / 255, "preact-resnet18", 0, width=0.25, batch=128, lr=0.2, decay=5e-4, augment="crop:4,flip",
-        precision="bf16",
+        8 / 255, "preact-resnet18", 0, width=0.25, tuning=10_000, batch=128, lr=0.2, decay=5e-4,
+        augment="crop:4,flip", precision="bf16",
     ),
 }  # fmt: skip
 
@@ -70,6 +72,7 @@ class Trial:
 
     Attributes:
         number: of the value of the parameter among the entrant's.
+        whole: whether it has all images of a setting that tunes with fewer.
     """
 
     data: str
@@ -77,6 +80,7 @@ class Trial:
     name: str
     number: int
     seed: int = 0
+    whole: bool = False
 
     @property
     def entrant(self) -> Entrant:
@@ -96,7 +100,13 @@ class Trial:
     @property
     def label(self) -> str:
         """The name in files."""
-        return f"{self.name}-{self.number}-seed{self.seed}"
+        return f"{self.name}-{self.number}-seed{self.seed}{'-whole' * self.whole}"
+
+    @property
+    def images(self) -> int:
+        """Number of training images."""
+        setting = SETTINGS[self.data]
+        return setting.images if self.whole else setting.tuning or setting.images
 
     @property
     def record(self) -> Path:
@@ -122,6 +132,7 @@ class Trial:
             return False
         found = self.read()
         same = (found["parameter"], found["value"]) == (self.entrant.parameter, self.value)
+        same &= found["rows"] == self.images
         if same and "config" in found:
             same = found["config"] == settings(configure(self))
         return same and found["passes"] <= self.budget
@@ -150,7 +161,7 @@ def configure(trial: Trial, device: str = "auto") -> Config:
         device=device,
         threads=1,
     )
-    return affordable(config, trial.budget, setting.images, CLASSES)[0]
+    return affordable(config, trial.budget, trial.images, CLASSES)[0]
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -208,9 +219,9 @@ def chosen(data: str, cost: str) -> dict[str, Trial]:
 
 
 def judged(data: str, cost: str) -> list[Trial]:
-    """All seeds of those that are judged, each once, with the value that was chosen."""
-    those = dict.fromkeys(chosen(data, cost).values())
-    return [Trial(t.data, t.cost, t.name, t.number, seed) for t in those for seed in SEEDS]
+    """All seeds of those that are judged, each once, with the value that was chosen, on all images."""
+    those, whole = dict.fromkeys(chosen(data, cost).values()), SETTINGS[data].tuning > 0
+    return [replace(trial, seed=seed, whole=whole) for trial in those for seed in SEEDS]
 
 
 def repeats(found: dict[str, Any], recorded: dict[str, Any]) -> bool:

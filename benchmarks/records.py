@@ -201,7 +201,7 @@ def _contest(results: Path) -> Iterator[Row]:
             judged.append((test["attack"], "test", test))
         tuned = f"{record['parameter']} {shown(record['value'])}, {record['cost']} cost"
         tuned += ", diverged" * ("diverged" in record)
-        named = "contest", PAGES["contest"], f"{record['name']} ({tuned})", record["data"], setting.rows
+        named = "contest", PAGES["contest"], f"{record['name']} ({tuned})", record["data"], record["rows"]
         for attack, where, found in judged:
             figures = found["n"], found["clean"], *_with_interval(found["robust"], found["n"])
             rest = record["passes"], record["seed"], "ema", _commit(record["commit"])

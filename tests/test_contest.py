@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,13 +43,34 @@ def held(robust: float, worst: float) -> dict[str, float]:
 
 def write(trial: Trial, **more: Any) -> None:
     trial.record.parent.mkdir(parents=True, exist_ok=True)
-    own = {"name": trial.name, "number": trial.number, "epochs": 1, "passes": 80.0}
+    own = {"name": trial.name, "number": trial.number, "epochs": 1, "passes": 80.0, "rows": trial.images}
     value = {"parameter": trial.entrant.parameter, "value": trial.value}
     trial.record.write_text(json.dumps({**own, **value, **more}))
 
 
 def roles() -> dict[str, tuple[str, int]]:
     return {role: (t.name, t.number) for role, t in contest_trials.chosen("mnist", "low").items()}
+
+
+def test_values_are_tuned_with_fewer_images_than_the_judged_have(records: Path) -> None:
+    assert {t.images for t in contest_trials.trials("cifar10", "low")} == {10_000}
+    for trial in contest_trials.trials("cifar10", "low"):
+        write(trial, held_out=held(ROBUST.get(trial.name, 0.5) - 0.01 * trial.number, 0.3))
+    assert contest_page.held_out("cifar10", "low").startswith(
+        "### CIFAR-10, N-FGSM's cost (80 passes), 10,000 training images\n"
+    )
+    judged = contest_trials.judged("cifar10", "low")
+    assert {t.images for t in judged} == {48_000}
+    assert {t.number for t in judged} == {0}
+    assert not any(t.recorded for t in judged), "a network of fewer images is not judged"
+    test = {**held(0.4, 0.1), "n": 1000, "worst_class_n": 99, "right": "1" * 400 + "0" * 600}
+    for trial in judged:
+        write(trial, held_out=held(0.45, 0.1), test=test)
+    told = contest_page.judgement("cifar10", "low")
+    assert told.startswith("### CIFAR-10, N-FGSM's cost (80 passes), 48,000 training images\n")
+    assert "| best rival" in told
+    write(judged[0], held_out=held(0.45, 0.1), rows=10_000)
+    assert not judged[0].recorded
 
 
 def test_held_out_images_choose_the_most_robust_and_the_fairest_that_is_nearly_as_robust(
@@ -230,8 +252,11 @@ def alike() -> dict[str, list[tuple[Path, Trial]]]:
     for path in sorted(TRAINED.rglob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
         trial = Trial(*(found[key] for key in ("data", "cost", "name", "number", "seed")))
-        network = contest_trials.SETTINGS[trial.data].network
-        groups.setdefault(f"{network}-{trial.cost}-{trial.name}-{trial.number}", []).append((path, trial))
+        setting = contest_trials.SETTINGS[trial.data]
+        trial = replace(trial, whole=found["rows"] != trial.images)
+        groups.setdefault(
+            f"{setting.network}-{trial.cost}-{trial.name}-{trial.number}-{trial.images}", []
+        ).append((path, trial))
     return groups
 
 
