@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from io import StringIO
 from pathlib import Path
 
@@ -180,6 +181,23 @@ def test_a_checkpoint_of_another_project_is_evaluated(runs, tmp_path, capsys):
     assert run(["evaluate", str(tmp_path / "there"), "--arch", "linear"]) == 2
     assert "say --data and --eps" in capsys.readouterr().err
     assert run(["evaluate", str(tmp_path), *given]) == 2
+    capsys.readouterr()
+    assert run(["evaluate", str(runs / "plain"), "--normalise"]) == 2
+    assert "leave out --normalise" in capsys.readouterr().err
+    assert run(["evaluate", str(runs / "plain"), *given, "--normalise"]) == 0
+    assert "says itself how its images are normalised" in capsys.readouterr().err
+
+
+def test_results_before_one_that_fails_are_printed_as_json_too(runs, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(runs / "plain", broken)
+    (broken / "best.safetensors").unlink()
+    asked = ["evaluate", str(runs / "plain"), str(broken), "--attack", "clean", "--json", "--quiet"]
+    assert run(asked) == 2
+    said = capsys.readouterr()
+    (result,) = json.loads(said.out)
+    assert (result["run"], result["n"]) == (str(runs / "plain"), 359)
+    assert "best" in said.err
 
 
 def test_a_run_of_a_method_that_is_not_installed_is_evaluated(runs, tmp_path):

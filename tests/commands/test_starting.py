@@ -215,6 +215,10 @@ def test_a_method_of_ones_own_is_taken_wherever_a_name_is(tmp_path, monkeypatch,
     assert "steps = 1" in (folder / "config.toml").read_text()
     assert run(["resume", str(folder), "--epochs", "2", "--method", "my_own:robust", "--quiet"]) == 0
     assert run(["evaluate", str(folder), "--attack", "fgsm", "--n", "20", "--quiet"]) == 0
+    again = ["--config", str(folder / "config.toml"), "--out", str(tmp_path / "again"), "--quiet"]
+    assert run(["train", "my_own:robust", *again]) == 0
+    texts = [(place / "metrics.jsonl").read_text().count("\n") for place in (folder, tmp_path / "again")]
+    assert texts == [2, 2]
     assert run(["methods", "my_own:robust"]) == 0
     assert run(["check-gradient", "my_own:robust", "--model", "linear", "--n", "4", "--directions", "1"]) == 0
     assert run(["recipes", "done", "--method", "my_own:robust"]) == 0
@@ -222,6 +226,8 @@ def test_a_method_of_ones_own_is_taken_wherever_a_name_is(tmp_path, monkeypatch,
     for words, message in {
         "my_own:robust --set step=3": "did you mean 'steps'",
         "my_own:wrong": "a method is needed",
+        f"my_own:wrong --config {folder}/config.toml": "is of the method my_own:robust, not of my_own:wrong",
+        f"at --config {folder}/config.toml": "leave out 'at'",
         "my_own:fails": "my_own:fails failed with KeyError",
         "my_own:nothing": "has no 'nothing'",
         "no_such:thing": "cannot import 'no_such'",

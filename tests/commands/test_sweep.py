@@ -139,13 +139,17 @@ GRID = [
 
 def test_an_evaluation_on_other_points_does_not_count(here, capsys):
     words = [word for word in GRID if not word.startswith("--n=")]
-    assert run([*GRID, "--seeds=1", "--set=eps=0.1"]) == 0
-    for typed in (["--first=20"], ["--n=20", "--seed=3"]):
+    assert run([*GRID, "--seeds=1", "--set=eps=0.1", "--json"]) == 0
+    (table,) = json.loads(capsys.readouterr().out)
+    own = table["n"], table["rows"][0]["robust_accuracy"]
+    for typed in (["--first=200"], ["--n=20", "--seed=3"]):
         assert run(["evaluate", "s/at-eps0.1-seed0", "--attack=pgd-2", *typed]) == 0
     here.clear()
-    assert run([*GRID, "--seeds=1", "--set=eps=0.1"]) == 0
-    assert here == []
     capsys.readouterr()
+    assert run([*GRID, "--seeds=1", "--set=eps=0.1", "--json"]) == 0
+    assert here == []
+    (table,) = json.loads(capsys.readouterr().out)
+    assert (table["n"], table["rows"][0]["robust_accuracy"]) == own
     assert run([*words, "--seeds=1", "--set=eps=0.1", "--json"]) == 0
     assert [typed[0] for typed in here] == ["evaluate"]
     (table,) = json.loads(capsys.readouterr().out)
@@ -163,9 +167,12 @@ def test_runs_under_several_threats_are_compared_within_all(here, capsys):
     assert [words[0] for words in here] == ["train", *["evaluate"] * 3] * 2
     for row in table["rows"]:
         assert f"robust {row['robust_accuracy']:.1%} at all of Linf 0.1, L2 0.4, L1 1" in out.err
+    assert run(["evaluate", "s/e-at-seed0", "--attack=pgd-2", "--n=20", "--seed=3"]) == 0
     here.clear()
+    capsys.readouterr()
     assert run(words) == 0
     assert here == []
+    assert json.loads(capsys.readouterr().out) == [table], "other points are not joined"
 
 
 def test_what_is_done_is_skipped_what_is_missing_is_made_and_seeds_are_averaged(here, capsys):

@@ -44,6 +44,9 @@ def test_a_curve_falls_and_is_kept(runs, tmp_path, capsys):
     data = as_json(capsys, "curve", *names(runs), *given)
     assert data["eps"] == [0, 0.05, 0.1]
     assert data["trained"] == {"fast-at": 0.1, "plain": 0.1}
+    assert json.loads(stem.with_name("eps0.1.json").read_text()) == data
+    chosen = {key: data[key] for key in ("weights", "seed", "n", "subset", "first")}
+    assert chosen == {"weights": "best", "seed": 0, "n": 60, "subset": 60, "first": None}
     for values in data["accuracy"].values():
         assert values == sorted(values, reverse=True)
         assert values[0] > values[-1]
@@ -89,6 +92,7 @@ def test_distances_are_summed_up_and_kept(runs, tmp_path, capsys):
     given = ["--n", "30", "--steps", "5", "--targets", "2", "--out", str(stem)]
     data = as_json(capsys, "distances", *names(runs), *given)
     assert json.loads(stem.with_name("distances.json").read_text()) == data
+    assert (data["weights"], data["seed"], data["subset"]) == ("best", 0, 30)
     for label in ("fast-at", "plain"):
         summary = data["runs"][label]
         found = sorted(d if d is not None else float("inf") for d in summary["distances"])

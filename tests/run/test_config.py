@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
 from pathlib import Path
 
@@ -126,6 +127,9 @@ def test_datasets_reads_as_training_does(photographs, capsys):
     assert "cow" in out
     assert run(["datasets", str(photographs), "--set", "data.sizes=16"]) == 2
     assert "did you mean 'size'" in capsys.readouterr().err
+    words = ["--set", "size=16", "--set", "on_bad=convert", "--set", "augment=crop:2,flip", "--json"]
+    assert run(["datasets", str(photographs), *words]) == 0
+    assert json.loads(capsys.readouterr().out)["augmentation"] == "crop:2,flip"
 
 
 def test_another_threat_is_followed_also_from_a_file(tmp_path) -> None:

@@ -13,6 +13,7 @@ from bivallate.errors import UserError
 from bivallate.from_text import pair
 from bivallate.methods.entries import create
 from bivallate.models import Classifier
+from bivallate.quoting import line
 from bivallate.run.budget import affordable
 from bivallate.run.config import METHOD_PARTS, Config
 from bivallate.run.defaults import fitted, threat_on
@@ -74,7 +75,7 @@ def _from_file(
     pairs: Pairs,
 ) -> tuple[Config, Pairs]:
     """Read a configuration file; returns it with the pairs that are still to be set."""
-    if method is not None:
+    if method is not None and ":" not in method:
         raise UserError(f"--config names the method already; leave out {method!r}")
     if recipe is not None or norm != "linf":
         raise UserError(
@@ -85,7 +86,10 @@ def _from_file(
             "--config holds step sizes that belong to its eps; start from a method's name instead, or "
             f"use --set threat.eps={eps}, which says where a step size must be given too"
         )
+    own = method and named(method)  # which makes its parts known
     plan = Config.read(file)
+    if own not in (None, plan.method.name):
+        raise UserError(f"{file} is of the method {line(plan.method.name)}, not of {own}; leave out one")
     return _with_threat(plan if data is None else plan.set("data.name", data), pairs)
 
 

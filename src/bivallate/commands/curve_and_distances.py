@@ -14,6 +14,7 @@ from bivallate.commands.options import Count, DataName, Flag, Machine, Subset, W
 from bivallate.commands.result_files import result_file, saved_result
 from bivallate.commands.score_table import percent
 from bivallate.commands.shared_work import shared_work
+from bivallate.files import write_json
 from bivallate.quoting import file_name
 from bivallate.run.signals import Interrupted
 from bivallate.terminal import say_json
@@ -84,12 +85,25 @@ def curve(
     kept = [_kept(run, model, named) for run, model in zip(runs, subjects.models.values(), strict=True)]
     curves = _curves(subjects, kept, kind, radii, attack, json or quiet, options)
     figure = _figure_of(name, curves, subjects.trained(kind))
-    with saved_result(place, lambda _: figure.save(stem), silent=json):
+    points = next(iter(next(iter(curves.values())).values())).n
+    told: dict[str, Any] = figure.data() | {"n": points, **_chosen(source, subset)}
+    with saved_result(place, partial(_save, figure, told), silent=json):
         if json:
-            say_json(figure.data() | {"n": next(iter(next(iter(curves.values())).values())).n})
+            say_json(told)
         else:
             _show_curve(figure, curves)
     _clear(kept, radii)
+
+
+def _save(figure: Any, told: dict[str, Any], place: Path) -> None:
+    """Write the figure, and the whole result as JSON in place of its data alone."""
+    figure.save(place)
+    write_json(place, told)
+
+
+def _chosen(source: WeightsSource, subset: Subset) -> dict[str, Any]:
+    """The weights, the points (all of them if both are None) and the seed of a result, for its JSON."""
+    return {"weights": source.weights, "seed": source.seed, "subset": subset.n, "first": subset.first}
 
 
 def _unusual(source: WeightsSource, subset: Subset) -> str:
@@ -218,7 +232,6 @@ def distances(
     from bivallate.evaluation.progress_display import shown_progress
     from bivallate.evaluation.shared_points import clear, partial_files
     from bivallate.evaluation.sweeps import minimal_distances
-    from bivallate.files import write_json
     from bivallate.reports.diagnostics.diagnostic import stem_of
 
     subjects = RunGroup.of(runs, source, machine, data)
@@ -236,18 +249,13 @@ def distances(
         with shown_progress(json or quiet, label) as progress:
             found[label] = search(model, subjects.test_split, kind, progress=progress, resume=kept[label])
     figure = _survivors(found, norm_name(kind), subjects.trained(kind))
-    told: dict[str, Any] = {"norm": norm_name(kind), "n": len(next(iter(found.values()))), "steps": steps}
+    told: dict[str, Any] = {"norm": norm_name(kind), "n": len(next(iter(found.values())))}
+    told |= {"steps": steps, "targets": targets, **_chosen(source, subset)}
     told |= {
-        "targets": targets,
         "runs": {label: summary(values) for label, values in found.items()},
         "curve": figure.data(),
     }
-
-    def save(place: Path) -> None:
-        figure.save(stem)
-        write_json(place, told)
-
-    with saved_result(place, save, silent=json):
+    with saved_result(place, partial(_save, figure, told), silent=json):
         if json:
             say_json(told)
         else:

@@ -153,7 +153,8 @@ def _list(data_dir: str | None, json: bool) -> None:
 
 
 def _loaded(name: str, data_dir: str | None, settings: tuple[str, ...]) -> Any:
-    """Load a data set as a run with these settings and seed 0 would."""
+    """Load a data set as a run with these settings and seed 0 would, with the run's augmentation."""
+    from bivallate.data import Augment
     from bivallate.run.config import Data
     from bivallate.run.from_config import load_data
 
@@ -161,7 +162,8 @@ def _loaded(name: str, data_dir: str | None, settings: tuple[str, ...]) -> Any:
     for item in settings:
         key, value = pair(item, "data.size=64")
         spec = override(spec, key.removeprefix("data."), value)
-    return load_data(spec, seed=0)
+    loaded = load_data(spec, seed=0)
+    return loaded if spec.augment == "default" else loaded.but(augment=Augment.parse(spec.augment))
 
 
 def _facts(loaded: Any) -> dict[str, Any]:

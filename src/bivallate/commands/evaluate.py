@@ -112,16 +112,15 @@ def evaluate_runs(
     chosen = subset.n, subset.first, source.seed
     options = EvaluationOptions(*chosen, batch_size, search_precision, shared=True)
     threats = threats_of(texts, beside=ball.given)
-    task = EvaluationTask(options, out, folders, len(folders) * len(attacks) > 1, quiet, json)
-    for run, foreign in _told_apart(folders, arch).items():
-        if foreign:
-            target = _foreign(run, arch, data, ball, threats, split, source, device, normalise)
-        else:
-            reading = {"data": data, "by_position": by_position, "split": split, **source.reading}
-            target = EvaluationTarget.of(run, threat=ball.of, device=device, **reading)
-        findings = _preflight_of(target, preflight, quiet)
-        task.evaluate_all(attacks, threats or target.threats, target, findings, run, foreign=foreign)
-    task.end()
+    with EvaluationTask(options, out, folders, len(folders) * len(attacks) > 1, quiet, json) as task:
+        for run, foreign in _told_apart(folders, arch, normalise).items():
+            if foreign:
+                target = _foreign(run, arch, data, ball, threats, split, source, device, normalise)
+            else:
+                reading = {"data": data, "by_position": by_position, "split": split, **source.reading}
+                target = EvaluationTarget.of(run, threat=ball.of, device=device, **reading)
+            findings = _preflight_of(target, preflight, quiet)
+            task.evaluate_all(attacks, threats or target.threats, target, findings, run, foreign=foreign)
 
 
 def _split_runs(
@@ -144,16 +143,19 @@ def _split_runs(
     return folders, list(dict.fromkeys(attack_named(name).name for name in names)), texts
 
 
-def _told_apart(folders: Sequence[Path], arch: str | None) -> dict[Path, bool]:
+def _told_apart(folders: Sequence[Path], arch: str | None, normalise: bool) -> dict[Path, bool]:
     """Whether each is a file of another project or a network of the zoo instead of a run.
 
-    Raises UserError for a folder that is no run, before hours are spent on the others.
+    Raises UserError for a folder that is no run, before hours are spent on the others, and for a run whose
+    images are to be normalised otherwise than in its training.
     """
     from bivallate.run.folder import RunFolder
 
     found = {run: arch is not None or str(run).startswith(zoo.PREFIX) for run in folders}
     for run in (run for run, foreign in found.items() if not foreign):
         RunFolder.open(run)
+        if normalise:
+            raise UserError(f"{run} is a run, and normalises as in its training: leave out --normalise")
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from bivallate.commands.result_files import confirm_kept, result_file
 from bivallate.commands.score_table import one_line, percent, show
@@ -27,6 +27,8 @@ GO_ON = "interrupted; what was decided is kept: the same command goes on from th
 @dataclass
 class EvaluationTask:
     """The evaluations that one call of the command makes; each is saved and printed.
+
+    As a context it prints several results as JSON at the end, also those before one that failed.
 
     Attributes:
         options: of every evaluation.
@@ -139,11 +141,14 @@ class EvaluationTask:
             robust = percent(joined.robust_accuracy, joined.interval_95)
             say(f"{run} {name}, under all {len(scores)}: robust {robust}, {joined.n} points")
 
-    def end(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Print several results as JSON if asked to. Raises UserError if one could not be saved."""
-        if self.json and self.several:
+        if self.json and self.several and (self.results or kind is None):
             say_json(self.results)
-        if self.faults:
+        if self.faults and kind is None:
             raise self.faults[0]
 
     def _file(self, target: EvaluationTarget, attack: Attack, run: Path) -> Path | None:

@@ -51,6 +51,11 @@ class SweepOptions:
         """The number of threads of each run."""
         return self.threads or max(1, (os.cpu_count() or 1) // self.jobs)
 
+    @property
+    def points(self) -> tuple[int | None, int | None, int]:
+        """The points that every run is attacked on, as an `EvaluationFilter` has them."""
+        return self.n, None, 0
+
     def words(self, *names: str) -> list[str]:
         """Command-line arguments for the options of these names that were given."""
         return [f"--{name}={self.options[name]}" for name in names if self.options[name] is not None]

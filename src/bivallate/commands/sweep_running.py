@@ -21,7 +21,8 @@ from bivallate.evaluation.threat_union import members, radius, same_threat
 from bivallate.files import make_folder, write_json
 from bivallate.quoting import line
 from bivallate.reports.collect import RunRecord, collect
-from bivallate.reports.comparison.compare_runs import compare
+from bivallate.reports.comparison.comparable import EvaluationFilter
+from bivallate.reports.comparison.compare_runs import compare_by
 from bivallate.reports.comparison.comparison_table import Comparison
 from bivallate.run.config import Config
 from bivallate.run.folder import RunFolder
@@ -157,9 +158,7 @@ class SweepProcesses:
         """The stored robust accuracy within a threat; None if there is none."""
         name = attack_named(self.common.attack).name
         for e in _record(cell.folder).within(threat):
-            own = (e.weights, e.split, e.data, e.score.attack) == ("best", "test", "", name) and not e.stale
-            points = (e.identity.n, e.identity.first, e.score.seed) == (self.common.n, None, 0)
-            if own and points:
+            if not e.stale and EvaluationFilter("best", "test", name, points=self.common.points).fits(e):
                 return e.score.robust_accuracy
         return None
 
@@ -225,7 +224,11 @@ def compared(cells: Sequence[Combination], common: SweepOptions, failed: Sequenc
     seeds = {cell.train[-1] for cell in cells if cell.name not in failed}
     if not done:
         return []
-    options = {"attack": attack_named(common.attack).name, "over_seeds": len(seeds) > 1}
-    tables = [compare(done, threat=threat, **options) for threat in _radii(cells)]
+    records, attack = collect(done), attack_named(common.attack).name
+    filters = (
+        EvaluationFilter("best", "test", attack, threat=threat, points=common.points)
+        for threat in _radii(cells)
+    )
+    tables = [compare_by(wanted, records, done, over_seeds=len(seeds) > 1) for wanted in filters]
     planned = {folder: cost for folder, cost in costs.items() if cost is not None}
     return [with_plans(table, planned, common.passes) for table in tables] if common.passes else tables

@@ -63,8 +63,8 @@ def train(
     Parameters
     ----------
     method
-        name of a method, as `bivallate methods` lists them, or package.module:function of your own. Not
-        needed with --config.
+        name of a method, as `bivallate methods` lists them, or package.module:function of your own. With
+        --config only the latter, if the file's method is your own.
     data
         data set: a name, a folder, an .npz, .zip or .tar, or hub:owner/name. [default: digits]
     model
@@ -100,7 +100,8 @@ def train(
         layers that are not trained: a name, in which * matches anything, stem, head, or !head for all but
         the head; repeatable.
     config
-        a config.toml to start from; other options change it. A network of your own in it needs --model.
+        a config.toml to start from; other options change it. A network of your own in it needs --model, and
+        a method of your own METHOD.
     set_
         one value of the configuration, KEY=VALUE, repeatable: a parameter of the method (steps=7), a field of
         a part (solver.steps=7, weighting.rate=1, optimizer.weight_decay=2e-4) or a setting

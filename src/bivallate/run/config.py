@@ -197,10 +197,17 @@ class Config:
         if len(history) >= self.epochs:
             return True
         robust: list[float] = [line["robust"] for line in history if line.get("robust") is not None]
-        if not self.patience or not robust or len(robust) < len(history):
+        if not robust or len(robust) < len(history):
             return False
-        best = max(range(len(robust)), key=robust.__getitem__)
-        return self.patience <= len(robust) - 1 - best
+        return self.out_of_patience(len(robust), robust.index(max(robust)))
+
+    def out_of_patience(self, epochs: int, best: int) -> bool:
+        """Whether the held-out robust accuracy has not risen for `patience` of this many epochs.
+
+        Args:
+            best: the epoch, from 0, in which it was highest.
+        """
+        return 0 < self.patience <= epochs - 1 - best
 
     @staticmethod
     def read(path: Path) -> Config:

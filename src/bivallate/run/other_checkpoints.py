@@ -91,10 +91,11 @@ def _model(
     normalise: bool,
     tell: Callable[[str], None],
 ) -> Classifier:
-    if str(place).startswith(zoo.PREFIX):
-        return from_zoo(str(place))
-    if place.is_dir() and (place / "model.json").exists():
-        return models.load(place, weights)
+    zoos = str(place).startswith(zoo.PREFIX)
+    if zoos or (place.is_dir() and (place / "model.json").exists()):
+        if normalise:
+            tell(f"{place} says itself how its images are normalised: that is taken, and not --normalise")
+        return from_zoo(str(place)) if zoos else models.load(place, weights)
     if architecture is None:
         raise UserError(
             f"{place} is no run: say --arch NAME, --data and --eps for a checkpoint of another project "

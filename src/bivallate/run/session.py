@@ -108,7 +108,7 @@ class Session:
     @property
     def out_of_patience(self) -> bool:
         """Whether the held-out robust accuracy has not risen for `patience` epochs."""
-        return 0 < self.config.patience <= self.epoch - 1 - self.best_epoch
+        return self.config.out_of_patience(self.epoch, self.best_epoch)
 
     @property
     def batches(self) -> Batches:

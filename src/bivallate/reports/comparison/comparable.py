@@ -24,7 +24,7 @@ from bivallate.from_text import parse_number
 from bivallate.lower.threat import CUSTOMARY, ThreatModel
 from bivallate.lower.threat import threat as make
 from bivallate.reports.collect import RunRecord
-from bivallate.reports.stored_evaluations import Evaluation
+from bivallate.reports.stored_evaluations import Evaluation, within_union
 from bivallate.reports.strength import strongest_first
 
 
@@ -48,6 +48,7 @@ class EvaluationFilter:
         norm: Linf, L2 or L1.
         eps: radius of the threat.
         threat: the threat, or the union of several.
+        points: the points and the seed, as n and first of `Identity` and the seed of a `Score`.
     """
 
     weights: str
@@ -56,6 +57,7 @@ class EvaluationFilter:
     norm: str | None = None
     eps: float | None = None
     threat: Any = None
+    points: tuple[int | None, int | None, int] | None = None
 
     @classmethod
     def of(
@@ -91,7 +93,14 @@ class EvaluationFilter:
         return (
             (found.weights, found.split, found.data) == (self.weights, self.split, "")  # of the run's own set
             and self.attack in (None, found.score.attack)
+            and self._is_on_points(found)
             and self._allows(found.score.threat)
+        )
+
+    def _is_on_points(self, found: Evaluation) -> bool:
+        parts = found.parts or (found,)
+        return self.points is None or all(
+            self.points == (e.identity.n, e.identity.first, e.score.seed) for e in parts
         )
 
     def _allows(self, threat: Any) -> bool:
@@ -112,8 +121,16 @@ class EvaluationFilter:
             u for k, u in enumerate(unions) if not any(same_threat(u, other) for other in unions[:k])
         ]
         joining = [union for union in different if isinstance(union, ThreatUnion)]
-        found = [(*run.evaluations, *(e for union in joining for e in run.within(union))) for run in runs]
+        found = [
+            (*run.evaluations, *(e for union in joining for e in self._within(run, union))) for run in runs
+        ]
         return [[e for e in some if self.fits(e)] for some in found]
+
+    def _within(self, run: RunRecord, union: ThreatUnion) -> list[Evaluation]:
+        """The evaluations of a run within a union; of the filter's points only those on them are joined."""
+        if self.points is None:
+            return run.within(union)
+        return within_union([e for e in run.evaluations if self._is_on_points(e)], union)
 
     def __str__(self) -> str:
         where = " ".join(filter(None, [self.norm, f"{self.eps:.6g}" if self.eps is not None else None]))

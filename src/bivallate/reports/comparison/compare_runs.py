@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from bivallate.errors import UserError, unknown
@@ -76,9 +77,34 @@ def compare(
     stored = {e.score.attack for record in records for e in record.evaluations}
     ball = norm, None if eps is None else str(eps), threats_in(threat)
     wanted = EvaluationFilter.of(weights, split, attack, *ball, stored)
+    falling = None if ascending is None else not ascending
+    return compare_by(wanted, records, paths, sort, falling, over_seeds=over_seeds, tell=tell)
+
+
+def compare_by(
+    wanted: EvaluationFilter,
+    records: Sequence[RunRecord],
+    paths: Sequence[Path],
+    sort: str = "robust_accuracy",
+    falling: bool | None = None,
+    *,
+    over_seeds: bool = False,
+    tell: Callable[[str], object] = lambda words: None,
+) -> Comparison:
+    """Compare runs by the evaluations that a filter lets through.
+
+    Args:
+        wanted: the filter.
+        records, paths: the runs, and their folders as the user named them.
+        sort, over_seeds: as in `compare`.
+        falling: whether the largest comes first; None: as is usual for the column.
+        tell: is called with what is compared.
+
+    Raises:
+        UserError: a run lacks the evaluation.
+    """
     chosen = choose(records, paths, wanted)
     tell(f"comparing {chosen[0].score.attack} on {chosen[0].score.n} points")
-    falling = None if ascending is None else not ascending
     about = _about(records, chosen, sort, over_seeds)
     return (by_method if over_seeds else single)(about, records, chosen, falling)
 
