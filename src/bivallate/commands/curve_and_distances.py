@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bivallate.commands.evaluation_task import GO_ON
 from bivallate.commands.options import Count, DataName, Flag, Machine, Subset, WeightsSource
-from bivallate.commands.result_files import result_file, saved_result
+from bivallate.commands.result_files import chosen, result_file, saved_result, unusual
 from bivallate.commands.score_table import percent
 from bivallate.commands.shared_work import shared_work
 from bivallate.files import write_json
@@ -78,15 +78,14 @@ def curve(
         subjects.tell_of_others(kind)
     radii = radii_of(eps, kind, subjects.own(kind))
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size, "shared": True}
-    stem = stem_of(out or runs[0] / "diagnosis" / f"curve-{kind}-{file_name(name)}{_unusual(source, subset)}")
+    stem = stem_of(out or runs[0] / "diagnosis" / f"curve-{kind}-{file_name(name)}{unusual(source, subset)}")
     place = result_file(stem.with_name(f"{stem.name}.json"), out and stem.with_name(f"{stem.name}.json"))
     points = Identity(weights=source.weights, n=subset.n, first=subset.first)
     named = points.file_name(make(kind, 0.0), name, source.seed)
     kept = [_kept(run, model, named) for run, model in zip(runs, subjects.models.values(), strict=True)]
     curves = _curves(subjects, kept, kind, radii, attack, json or quiet, options)
     figure = _figure_of(name, curves, subjects.trained(kind))
-    points = next(iter(next(iter(curves.values())).values())).n
-    told: dict[str, Any] = figure.data() | {"n": points, **_chosen(source, subset)}
+    told = _told(figure, curves) | chosen(source, subset)
     with saved_result(place, partial(_save, figure, told), silent=json):
         if json:
             say_json(told)
@@ -95,22 +94,15 @@ def curve(
     _clear(kept, radii)
 
 
+def _told(figure: Any, curves: dict[str, Any]) -> dict[str, Any]:
+    """The figure's data, with the number of points of the curves."""
+    return figure.data() | {"n": next(iter(next(iter(curves.values())).values())).n}
+
+
 def _save(figure: Any, told: dict[str, Any], place: Path) -> None:
     """Write the figure, and the whole result as JSON in place of its data alone."""
     figure.save(place)
     write_json(place, told)
-
-
-def _chosen(source: WeightsSource, subset: Subset) -> dict[str, Any]:
-    """The weights, the points (all of them if both are None) and the seed of a result, for its JSON."""
-    return {"weights": source.weights, "seed": source.seed, "subset": subset.n, "first": subset.first}
-
-
-def _unusual(source: WeightsSource, subset: Subset) -> str:
-    """What a default file name says of weights, points and seed where they are not the usual ones."""
-    said = {"n": subset.n, "first": subset.first, "seed": source.seed or None}
-    words = [] if source.weights == "best" else [source.weights]
-    return "".join(f"-{word}" for word in [*words, *(f"{k}{v}" for k, v in said.items() if v is not None)])
 
 
 def _curves(
@@ -238,7 +230,7 @@ def distances(
     kind = norm_of(norm, subjects.own())
     if not quiet:
         subjects.tell_of_others(kind)
-    stem = stem_of(out or runs[0] / "diagnosis" / f"distances-{kind}{_unusual(source, subset)}")
+    stem = stem_of(out or runs[0] / "diagnosis" / f"distances-{kind}{unusual(source, subset)}")
     file = stem.with_name(f"{stem.name}.json")
     place = result_file(file, out and file)
     options = asdict(subset) | {"seed": source.seed, "batch_size": batch_size, "steps": steps}
@@ -250,7 +242,7 @@ def distances(
             found[label] = search(model, subjects.test_split, kind, progress=progress, resume=kept[label])
     figure = _survivors(found, norm_name(kind), subjects.trained(kind))
     told: dict[str, Any] = {"norm": norm_name(kind), "n": len(next(iter(found.values())))}
-    told |= {"steps": steps, "targets": targets, **_chosen(source, subset)}
+    told |= {"steps": steps, "targets": targets, **chosen(source, subset)}
     told |= {
         "runs": {label: summary(values) for label, values in found.items()},
         "curve": figure.data(),

@@ -7,11 +7,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from bivallate.commands.options import Subset, WeightsSource
 from bivallate.errors import UserError
 from bivallate.terminal import say
 
-__all__ = ["confirm_kept", "result_file", "saved_result"]
+__all__ = ["chosen", "confirm_kept", "result_file", "saved_result", "unusual"]
 
 
 def result_file(default: Path, out: Path | None) -> Path | None:
@@ -86,6 +88,18 @@ def confirm_kept(place: Path | None, fault: UserError | None, *, silent: bool = 
         raise fault
     if not silent:
         say(f"kept in {place}")
+
+
+def unusual(source: WeightsSource, subset: Subset) -> str:
+    """What a default file name says of weights, points and seed where they are not the usual ones."""
+    said = {"n": subset.n, "first": subset.first, "seed": source.seed or None}
+    words = [] if source.weights == "best" else [source.weights]
+    return "".join(f"-{word}" for word in [*words, *(f"{k}{v}" for k, v in said.items() if v is not None)])
+
+
+def chosen(source: WeightsSource, subset: Subset) -> dict[str, Any]:
+    """The weights, the points (all of them if both are None) and the seed of a result, for its JSON."""
+    return {"weights": source.weights, "seed": source.seed, "subset": subset.n, "first": subset.first}
 
 
 def _fault(place: Path) -> str:
