@@ -169,8 +169,8 @@ def _kind(kind: Any, where: str) -> type:
         hint = f": did you mean {close!r}?" if close else "."
         raise UserError(
             f"{where + ': ' if where else ''}unknown part {str(kind)!r}{hint} A part of your own must be "
-            "imported: import its module, or declare its method as an entry point in the group "
-            "bivallate.methods"
+            "imported: import its module, on the command line name its method package.module:function, or "
+            "declare that as an entry point in the group bivallate.methods"
         )
     return KINDS[kind]
 

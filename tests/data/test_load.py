@@ -121,6 +121,24 @@ def test_npz_and_pairs(tmp_path: Path) -> None:
     assert (len(both.train), len(both.test)) == (16, 4)
 
 
+@pytest.mark.parametrize("folder", [False, True])
+def test_mean_and_std_are_not_of_test_images(tmp_path: Path, folder: bool) -> None:
+    images, labels = pictures(40), np.arange(40) % 2
+    if folder:
+        for row, (image, label) in enumerate(zip(images, labels, strict=True)):
+            place = tmp_path / "made" / f"class{label}" / f"{row:02}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place)
+    else:
+        np.savez(tmp_path / "made.npz", image=images, label=labels)
+    loaded = data.load(tmp_path / ("made" if folder else "made.npz"), validation=8, test_fraction=0.5)
+    assert loaded.validation is not None
+    own = torch.cat([loaded.train.tensors()[0], loaded.validation.tensors()[0]]).double()
+    assert len(own) == 20
+    for found, expected in ((loaded.mean, own.mean((0, 2, 3))), (loaded.std, own.std((0, 2, 3), False))):
+        assert torch.allclose(torch.tensor(found, dtype=torch.float64), expected, atol=1e-6)
+
+
 def test_known_names_are_found_below_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grey = pictures(40, (28, 28))
     folder = tmp_path / "sets" / "fashion_mnist"

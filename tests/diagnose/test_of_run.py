@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import bivallate as bv
+from bivallate.commands.diagnose import diagnose
 from bivallate.lower.problem import LowerProblem
 from bivallate.reports.diagnostics.by_name import DIAGNOSES, subject
 from bivallate.reports.diagnostics.fosc_epochs import FOSCOverEpochs
@@ -39,6 +41,11 @@ def runs(tmp_path_factory) -> Path:
     for name, (method, keep) in made.items():
         bv.train("linear", "digits", method, out=root / name, keep=keep, **quick | own.get(name, {}))
     return root
+
+
+def test_the_help_names_every_figure() -> None:
+    listed = str(diagnose.__doc__).split("    what\n")[1].split("; repeatable")[0]
+    assert set(DIAGNOSES) <= {*re.findall(r"[a-z-]+", listed)}
 
 
 def test_fosc_over_epochs_is_of_the_kept_epochs_and_the_last(runs):

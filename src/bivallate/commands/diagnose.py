@@ -33,10 +33,11 @@ def diagnose(
     runs
         folders of the runs.
     what
-        curves, alignment, alignment-over-epochs, fosc, fosc-traces, fosc-over-epochs (of runs that keep
-        weights), landscape, classes, plane (two runs or more), confusion, attacked, eps, training-eps (runs
-        of several radii), ranks, weights, weights-over-epochs, weights-by-margin, examples, likelihoods,
-        weight-scatter (two runs) or transfer (two or more); repeatable. [default: all]
+        curves, alignment, alignment-over-epochs, alignment-by-epoch and fosc-over-epochs (of runs that keep
+        weights), fosc, fosc-traces, landscape, classes, confusion, attacked, eps, ranks, weights,
+        weights-over-epochs, weights-by-margin, omega (BiLAW), examples, likelihoods; of two runs or more
+        plane, training-eps (of several radii), landscapes, cross, transfer; of two weightings,
+        weight-scatter; repeatable. [default: all]
     out
         folder for NAME.svg, .png, .pdf and .json or .npz. [default: FIRST RUN/diagnosis, for other weights
         than the best ones FIRST RUN/diagnosis/WEIGHTS]

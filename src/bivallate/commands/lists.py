@@ -88,7 +88,7 @@ def _foreign(name: str) -> dict[str, Any]:
         options = f"--set model.options.KEY=VALUE with {listed(sorted(OPTIONS))}"
     else:
         summary = "your own: a function or a class that returns the network"
-        options = "num_classes and shape are given where it takes them, more by --set model.options.KEY=VALUE"
+        options = "num_classes and shape are given where it takes them; other arguments need defaults"
     return {
         "name": name,
         "summary": summary,

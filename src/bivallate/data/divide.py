@@ -25,6 +25,7 @@ class Divided:
     Attributes:
         train, validation, test: the splits; `train` may be empty.
         moments: mean and standard deviation per channel, published, or of all rows before the hold-out.
+            They are without those of the test, but for scikit-learn's digits, whose records have them.
         notes: of the source, and on how the rows were divided.
     """
 
@@ -54,11 +55,15 @@ def divided(
     if "test" not in splits and whole:
         splits["test"], train = train, train.subset(slice(0, 0))
         notes = (*notes, f"there is no test split: all {len(splits['test']):,} images are test data")
+    measured = source.moments
     if "test" not in splits:
         train, splits["test"] = select.holdout(train, test_fraction, FIXED, "test")
+        measured = (
+            source.moments if source.known is not None else None
+        )  # of all images, also those of the test
     held: Split | None = splits.get("validation") if validation else None
     everything = train if len(train) else splits["test"]
-    statistics = _published(source, everything.shape) or source.moments or _measured(everything)
+    statistics = _published(source, everything.shape) or measured or _measured(everything)
     if validation and held is None and len(train):
         train, held = select.holdout(train, validation, seed)
     if source.known is not None:
