@@ -74,6 +74,9 @@ def test_wrappings_are_undone(wrapping, tmp_path):
         ("normalizer.new_mean", "normalizer.new_std"),
         ("attacker.normalize.new_mean", "attacker.normalize.new_std"),
         ("0.mean", "0.std"),
+        ("norm.mean", "norm.std"),
+        ("normalizer.mean", "normalizer.std"),
+        ("normalization.mean", "normalization.std"),
     ],
 )
 def test_normalisation_is_found_under_its_names(names, tmp_path):

@@ -33,6 +33,9 @@ STATISTICS = (
     ("mean", "std"),
     ("normalize.mean", "normalize.std"),
     ("normalise.mean", "normalise.std"),
+    ("normalizer.mean", "normalizer.std"),
+    ("normalization.mean", "normalization.std"),
+    ("norm.mean", "norm.std"),
 )
 
 
