@@ -276,6 +276,25 @@ def test_sora_shortens_its_steps_where_gradients_turn() -> None:
     assert bent.bound.state_dict()["solver.agreement"] < 0.95
 
 
+def test_sora_learns_nothing_from_images_without_a_gradient() -> None:
+    """Of a network without a gradient at all, and of one whose gradients are tiny everywhere."""
+
+    class Scaled(nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.linspace(-1, 1, 36, dtype=torch.float64))
+            self.scale = scale
+
+        def forward(self, x: Tensor) -> Tensor:
+            score = self.scale * x.flatten(1) @ self.w
+            return torch.stack([score, -score, 0 * score], 1)
+
+    method = methods.sora(Linf(0.1), memory=0.5)
+    nothing, tiny = (train(Scaled(s), method, minibatches() * 3) for s in (0.0, 1e-15))
+    assert nothing.bound.state_dict()["solver.agreement"] == pytest.approx(0.99)
+    assert tiny.bound.state_dict()["solver.agreement"] > 0.99
+
+
 REFUSED = [
     (lambda: methods.elle(L2(0.5)), "give a coefficient"),
     (lambda: methods.elle(THREAT, coefficient=-1.0), "at least 0"),

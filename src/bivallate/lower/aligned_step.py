@@ -27,7 +27,8 @@ class AlignedStep(OneStep):
     delta = eta + a u sgn g, eta uniform in the ball, u uniform in (0, 1) for every pixel, and
     a = step_size eps min(1, bend / (1 - c)). c is a running mean of the agreement <sgn g, g'> / ||g||_1,
     which is 1 where the loss is linear; g' is the gradient at delta, from the outer backward pass. x + delta
-    is in [0, 1], and delta up to (1 + step_size) eps long.
+    is in [0, 1], and delta up to (1 + step_size) eps long. g is the objective's gradient and g' the loss's: a
+    loss that is not the objective, and weights, make c another number and the step mostly shorter.
 
     Attributes:
         step_size: longest step, in units of eps.
@@ -93,6 +94,10 @@ class BoundAlignedStep(Solver, nn.Module):
         direction = problem.threat.steepest(self._grad)
         end = delta.grad * collective.size(problem.batch)
         along = [(direction * g).flatten(1).sum(1) for g in (end, self._grad)]
-        now = collective.mean(along[0] / along[1].clamp(min=1e-12)).clamp(-1, 1)
-        self.agreement.lerp_(now.to(self.agreement.dtype), self.rule.memory)
+        counts = along[1] > 0  # an image without a gradient says nothing
+        share = collective.mean(counts.to(along[1].dtype))
+        agreeing = torch.where(counts, along[0] / along[1].masked_fill(~counts, 1), 0)
+        now = (collective.mean(agreeing) / share.masked_fill(share == 0, 1)).clamp(-1, 1)
+        now = torch.where(share > 0, now.to(self.agreement.dtype), self.agreement)
+        self.agreement.lerp_(now, self.rule.memory)
         self._grad = None
