@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -204,6 +205,22 @@ def test_no_radius_is_no_attack_and_has_a_finite_gradient() -> None:
         plain = upper_gradient(model, methods.plain(threat), data)
         for name, value in found.items():
             torch.testing.assert_close(value, plain[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("inner", ["projected", "barrier", "exact"])
+def test_no_radius_is_no_attack_in_the_interior_either(
+    inner: Literal["projected", "barrier", "exact"],
+) -> None:
+    model = models.create("tiny-cnn", num_classes=3, shape=(1, 8, 8), seed=0)
+    data = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    found, unattacked = (
+        upper_gradient(
+            model, methods.done_gd(Linf(0.0), inner=inner, coupling=coupling, temperature=1.0), data
+        )
+        for coupling in ("barrier", "none")
+    )
+    for name, value in found.items():
+        torch.testing.assert_close(value, unattacked[name], rtol=1e-5, atol=1e-6)
 
 
 def test_bad_input_is_refused() -> None:

@@ -70,9 +70,11 @@ class InteriorAscent(Solver):
         low, high = lo + self.margin * (up - lo), up - self.margin * (up - lo)
         before = delta = ((lo + up) / 2).clamp(min=low, max=high)
         for _ in range(self.steps):
-            grad = problem.logits_and_gradient(delta)[1] + c * (1 / (delta - lo) - 1 / (up - delta))
-            curvature = c * ((up - delta) ** -2 + (delta - lo) ** -2)
-            before, delta = delta, (delta + self.damping * grad / curvature).clamp(min=low, max=high)
+            inverse_up, inverse_lo = _inverse(up - delta), _inverse(delta - lo)
+            grad = problem.logits_and_gradient(delta)[1] + c * (inverse_lo - inverse_up)
+            curvature = c * (inverse_up.square() + inverse_lo.square())
+            step = self.damping * grad / torch.where(curvature > 0, curvature, 1)
+            before, delta = delta, (delta + step).clamp(min=low, max=high)
         kappa = torch.zeros_like(problem.y)
         return Solution(delta, before, kappa, kappa + self.steps)
 
