@@ -67,6 +67,8 @@ WRONG = {
     "every value of lr": {"settings": ("lr=0.1,0.1",)},
     "every method is named once": {"methods": "at,at"},
     "both varied by --set and held by --fix": {"settings": ("lr=0.1",), "made": common("lr=0.2")},
+    "lr is held twice by --fix": {"made": common("lr=0.1", "lr=0.2")},
+    "did you mean 'linear'": {"settings": ("model=linaer",)},
     "--seeds must be at least 1": {"seeds": "0"},
     "a list such as 3,7": {"seeds": "x"},
     "every seed": {"seeds": "3,3"},

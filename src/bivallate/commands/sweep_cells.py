@@ -11,10 +11,11 @@ from typing import Any
 
 from bivallate.commands.configuration import one_length, plan_of
 from bivallate.commands.sweep_budget import SweepBudget
-from bivallate.errors import UserError, check_seed
+from bivallate.errors import UserError, check_seed, unknown
 from bivallate.evaluation import attack_named
 from bivallate.evaluation.threat_union import union_of
 from bivallate.from_text import pair
+from bivallate.models import architectures
 from bivallate.quoting import command, file_name
 from bivallate.run.budget import PlannedCost
 
@@ -117,10 +118,13 @@ def cells_of(
                 "a sweep compares the best weights, which no average changes: leave average out or --fix it, "
                 "and `evaluate --weights ema`"
             )
-    for item in common.fixed:
-        _varies(key := pair(item)[0])
+    held = [pair(item)[0] for item in common.fixed]
+    for key in held:
+        _varies(key)
         if key in axes:
             raise UserError(f"{key} is both varied by --set and held by --fix: leave one out")
+        if held.count(key) > 1:
+            raise UserError(f"{key} is held twice by --fix: leave one out")
     one_length(common.passes, None, (*settings, *common.fixed))
     budget = None if common.passes is None else SweepBudget(common.passes)
     cells = [
@@ -185,6 +189,8 @@ def _cell(
         taken["model"],
         options.get("average"),
     )
+    if plan.model.name not in architectures.names() and ":" not in plan.model.name:
+        raise unknown("model", plan.model.name, architectures.names())
     cost = budget.cost(plan, options) if budget is not None else None
     options |= {} if cost is None else {"epochs": cost.epochs}
     typed = [f"--{name}={value}" for name, value in options.items() if value is not None]
