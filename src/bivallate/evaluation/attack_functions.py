@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from bivallate import collective
 from bivallate.data.dataset import Split
-from bivallate.errors import UserError, check_seed, python_arguments
+from bivallate.errors import check_path, check_seed, python_arguments
 from bivallate.evaluation import shared_points
 from bivallate.evaluation.evaluation_identity import Identity
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
 from bivallate.evaluation.inference import for_inference
+from bivallate.evaluation.logit_difference import another_model, of_one_model
 from bivallate.evaluation.named_attacks import Attack, Stage, attack_named
 from bivallate.evaluation.new_runner import new_runner, use_precision
 from bivallate.evaluation.point_columns import MORE_COLUMNS
@@ -108,6 +109,7 @@ def attack_and_score(
     """
     check_seed(seed)
     check_threat(threat)
+    resume = None if resume is None else check_path("resume", resume)
     parsed, source = attack_named(attack, threat), as_points(data, model)
     index = select(len(source), n, first, seed)
     several = shared and len(index) >= collective.world_size() > 1
@@ -182,6 +184,7 @@ def attack(
         )
 
 
+@torch.inference_mode(False)
 def attack_rows(
     model: nn.Module | Callable[[Tensor], Tensor],
     source: Points,
@@ -191,14 +194,18 @@ def attack_rows(
     seed: int,
     batch_size: int | None = None,
     progress: Callable[[EvaluationProgress], object] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Attack rows of a data set as `attack` does, with the noise that an evaluation draws for these rows."""
+    """Attack rows of a data set as `attack` does, with the noise that an evaluation draws for these rows.
+
+    dtype: of the attacked images at least.
+    """
     x, _ = source.tensors(rows)
     check_images(x)
-    x_adv = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+    x_adv = torch.empty_like(x, dtype=torch.promote_types(x.dtype, dtype))
     if len(rows):
-        with for_inference(model, None) as (module, where, dtype):
-            runner = new_runner(module, source, rows, threat, attack, seed, batch_size, where, dtype)
+        with for_inference(model, None) as (module, where, own):
+            runner = new_runner(module, source, rows, threat, attack, seed, batch_size, where, own)
             runner.worst_points, runner.progress = x_adv, progress
             runner.run(every=True)
     return x_adv.clamp_(0, 1)
@@ -215,11 +222,8 @@ def _resumed(runner: Runner, file: str | os.PathLike[str], batch_size: int | Non
 
 def _of_this_model(state: State, sample: Tensor, file: str | os.PathLike[str]) -> State:
     """The state with logits that identify the model. Raises UserError if it was begun with another model."""
-    if state.sample.numel() and not state.is_of(sample):
-        raise UserError(
-            f"{file} was begun with another model: its logits on the same points differ. A model that is "
-            "random cannot be told from another, nor be resumed. Delete the file or name another one"
-        )
+    if state.sample.numel() and not of_one_model(state.sample, sample):
+        raise another_model(file)
     return replace(state, sample=sample)
 
 

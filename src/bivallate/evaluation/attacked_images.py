@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.data.dataset import Split
+from bivallate.errors import check_seed, python_arguments
 from bivallate.evaluation.attack_functions import attack_rows
+from bivallate.evaluation.inference import dtype_of
 from bivallate.evaluation.named_attacks import Attack, Stage, attack_named
 from bivallate.evaluation.points import as_points, check_threat, select
 from bivallate.evaluation.predictions import logits_on
@@ -58,6 +60,7 @@ class AttackedImages:
         return self.fooled & (self.prediction_8bit != self.y)
 
 
+@python_arguments
 def craft(
     model: nn.Module | Callable[[Tensor], Tensor],
     data: Split | tuple[Tensor, Tensor],
@@ -84,12 +87,14 @@ def craft(
 
     Cost: the attack, and three forwards.
     """
+    check_seed(seed)
     check_threat(threat)
     parsed, source = attack_named(attack, threat), as_points(data, model)
     index = select(len(source), n, first, seed)
     x, y = source.tensors(index)
-    x_adv = attack_rows(model, source, index, threat, parsed, seed).cpu()
-    x, y = x.cpu(), y.cpu()
+    precise = torch.promote_types(x.dtype, dtype_of(model))  # in which the attack is confirmed
+    x_adv = attack_rows(model, source, index, threat, parsed, seed, dtype=precise).cpu()
+    x, y = x.cpu().to(precise), y.cpu()
     clean, attacked, rounded = (
         logits_on(model, images).argmax(1) for images in (x, x_adv, in_8_bits(x_adv).to(x.dtype) / 255)
     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
+from bivallate.evaluation.verify import failed_on
 from bivallate.lower.input_guard import call_unharmed
 
 __all__ = ["NO_ROOM", "estimate_batch", "example_bytes", "example_work", "free_bytes"]
@@ -70,14 +71,17 @@ def _layers(model: nn.Module, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
         if isinstance(output, Tensor):
             passed.append((module, output))
 
-    hooks = [m.register_forward_hook(note) for m in model.modules() if not any(m.children())]
+    inner = [
+        m for m in model.modules() if not any(m.children()) and not isinstance(m, torch.jit.ScriptModule)
+    ]
+    hooks = [m.register_forward_hook(note) for m in inner]
     try:
         with torch.no_grad():
-            call_unharmed(model, x)
+            logits = call_unharmed(model, x)
     finally:
         for hook in hooks:
             hook.remove()
-    return passed
+    return passed or [(model, logits)]  # a script's layers take no hooks
 
 
 def free_bytes(device: torch.device) -> int:
@@ -89,10 +93,6 @@ def free_bytes(device: torch.device) -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # not available on every system
         return 2**31
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def estimate_batch(model: nn.Module, x: Tensor, threads: int = 1) -> int:
@@ -110,7 +110,7 @@ def estimate_batch(model: nn.Module, x: Tensor, threads: int = 1) -> int:
     except UserError:
         raise
     except Exception as error:  # the first call of the user's own code
-        raise UserError(f"the model failed on images of shape {tuple(x.shape)} ({_said(error)})") from error
+        raise failed_on(x, error) from error
     room = int(SHARE * free_bytes(x.device) // need)
     useful = min(512, max(64, CACHED // need)) if x.device.type == "cpu" else CAP
     return max(1, min(useful * threads, room))

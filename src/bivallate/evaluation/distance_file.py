@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
 from bivallate import collective
 from bivallate.evaluation import shared_points
+from bivallate.evaluation.logit_difference import another_model, of_one_model
 from bivallate.files import write_json
 from bivallate.schema import MEGABYTE, read_json
 
@@ -22,10 +23,11 @@ GRID = 30  # steps of a figure's axis
 
 
 class WrittenDistances(TypedDict):
-    """A file of distances by row; None where nothing was found."""
+    """A file of distances by row; None where nothing was found; and a few logits of the model."""
 
     key: list[Any]
     found: dict[str, float | None]
+    sample: NotRequired[list[list[float]]]
 
 
 class DistanceFile:
@@ -36,18 +38,25 @@ class DistanceFile:
     Args:
         file: beginning of the files' names; None saves nothing.
         key: identifies the search.
+        sample: (k, K) logits of a few points, by which the model is recognised.
         shared: whether processes share the rows.
 
     Raises:
-        UserError: a file is damaged.
+        UserError: a file is damaged, or was begun with another model.
     """
 
-    def __init__(self, file: str | os.PathLike[str] | None, key: list[Any], *, shared: bool) -> None:
+    def __init__(
+        self, file: str | os.PathLike[str] | None, key: list[Any], sample: Tensor, *, shared: bool
+    ) -> None:
         self.rank, self.world = (collective.rank(), collective.world_size()) if shared else (0, 1)
-        self._key, self._found = key, dict[int, float]()
+        self._key, self._found, self._sample = key, dict[int, float](), sample.double().cpu()
         for progress in shared_points.progress_files(file).values() if file is not None else ():
             kept = read_json(progress, "file of distances", WrittenDistances, 1024 * MEGABYTE)
-            if kept["key"] == key:  # otherwise it belongs to another search and is overwritten
+            if (
+                kept["key"] == key and "sample" in kept
+            ):  # otherwise it is another search's, and is overwritten
+                if not of_one_model(torch.tensor(kept["sample"], dtype=torch.float64), self._sample):
+                    raise another_model(progress)
                 self._found |= {int(row): math.inf if d is None else d for row, d in kept["found"].items()}
         if shared:
             collective.barrier()  # no process writes before all have read
@@ -65,7 +74,8 @@ class DistanceFile:
         self._found |= dict(zip(rows.tolist(), found.tolist(), strict=True))
         if self._file is not None:
             told = {str(row): d if math.isfinite(d) else None for row, d in self._found.items()}
-            write_json(self._file, {"key": self._key, "found": told}, indent=None, durable=False)
+            kept = {"key": self._key, "found": told, "sample": self._sample.tolist()}
+            write_json(self._file, kept, indent=None, durable=False)
 
     def all_of(self, index: Tensor, dtype: torch.dtype) -> Tensor:
         """(n,) distances of all processes, for the given rows."""

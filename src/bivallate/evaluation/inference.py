@@ -14,7 +14,7 @@ from bivallate.evaluation.full_precision import full_float32, unmixed, without_a
 from bivallate.learnable import check_module, check_values
 from bivallate.lower.modes import evaluating, frozen
 
-__all__ = ["CallableModule", "for_inference"]
+__all__ = ["CallableModule", "dtype_of", "for_inference"]
 
 
 UNDIFFERENTIABLE = ("does not require grad", "not have been used in the graph")  # in messages of autograd
@@ -38,9 +38,8 @@ def for_inference(
         check_module(model)
     module = model if isinstance(model, nn.Module) else CallableModule(model)
     check_values(module)
-    tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+    tensors, dtype = floating(module), dtype_of(module)
     here = tensors[0].device if tensors else torch.device("cpu")
-    dtype = tensors[0].dtype if tensors else torch.float32
     wanted = check_device(device, "use 'cpu', or leave it out") if device is not None else here
     stays = wanted.type == here.type and wanted.index in (None, here.index)
     where = here if stays else wanted
@@ -58,6 +57,18 @@ def for_inference(
                 "this attack follows the gradient, and none leads from the logits to the images: remove "
                 "torch.no_grad(), detach() and conversions to numpy from the forward; square needs none"
             ) from error
+
+
+def floating(module: nn.Module) -> list[Tensor]:
+    """The parameters and buffers of real numbers."""
+    return [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+
+
+def dtype_of(model: nn.Module | Callable[[Tensor], Tensor]) -> torch.dtype:
+    """The type in which a model computes, that of its weights (not of a lone number); or float32."""
+    tensors = floating(model) if isinstance(model, nn.Module) else []
+    weights = [t for t in tensors if t.ndim > 1] or tensors
+    return weights[0].dtype if weights else torch.float32
 
 
 class CallableModule(nn.Module):

@@ -275,7 +275,8 @@ def attack_named(attack: str | Attack | Stage, threat: ThreatModel | None = None
             threat does not have.
     """
     if isinstance(attack, Attack):
-        return attack
+        usual = isinstance(threat, L1) and attack.name in _IN_L1 and attack == _FAMILIES[attack.name][0]()
+        return _IN_L1[attack.name]() if usual else attack
     if not isinstance(attack, str):
         if not hasattr(attack, "search"):
             raise UserError(f"attack must be a name or an Attack, got {type(attack).__name__}")

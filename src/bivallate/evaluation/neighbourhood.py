@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bivallate.evaluation.verify import in_float
 from bivallate.lower.input_guard import call_unharmed
 from bivallate.lower.objective import logit_margin
 from bivallate.noise import Noise
@@ -66,7 +67,7 @@ def gradients(model: nn.Module, x: Tensor, y: Tensor) -> Gradients:
     """Input gradients at x. Cost: one forward, two backwards."""
     with torch.enable_grad():
         point = x.detach().clone().requires_grad_()
-        logits = call_unharmed(model, point)
+        logits = in_float(call_unharmed(model, point))
         if not logits.requires_grad:
             nothing = torch.zeros_like(x)
             return Gradients(False, logits.detach(), nothing, nothing)
@@ -92,7 +93,7 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> Probe:
     shape = tuple(x.shape[1:])
     random = 2 * noise.uniform("probe", shape, x.dtype) - 1  # not signs: these may cancel in a linear model
     with torch.no_grad():
-        flat = (call_unharmed(model, x + STEP * random) == found.logits).all(1)
+        flat = (in_float(call_unharmed(model, x + STEP * random)) == found.logits).all(1)
     false = _false(model, x, y, found, random, dead)
     right = found.logits.argmax(1) == y
     saturated = finite & ~dead & gone & right
@@ -108,7 +109,7 @@ def _false(model: nn.Module, x: Tensor, y: Tensor, found: Gradients, random: Ten
     rival = found.logits.scatter(1, y[:, None], -torch.inf).argmax(1)
 
     def lead(point: Tensor) -> Tensor:
-        logits = call_unharmed(model, point)
+        logits = in_float(call_unharmed(model, point))
         return (logits.gather(1, y[:, None]) - logits.gather(1, rival[:, None]))[:, 0]
 
     direction = torch.where(dead.view(-1, *[1] * (x.ndim - 1)), random, found.margin.sign())

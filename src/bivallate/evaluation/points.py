@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from bivallate.data.classes import positions, unknown_class
 from bivallate.data.dataset import Split
@@ -41,6 +42,9 @@ class Points(Protocol):
     def __len__(self) -> int: ...
 
     def tensors(self, rows: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+WRAPPERS = nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +91,18 @@ def shared_classes(models: Sequence[Any]) -> list[str] | None:
 
     Raises UserError if two name different ones.
     """
-    found = [getattr(getattr(model, "_orig_mod", model), "classes", None) for model in models]
+    found = [getattr(_unwrapped(model), "classes", None) for model in models]
     named = [list(names) for names in found if isinstance(names, list | tuple)]
     if any(names != named[0] for names in named):
         raise UserError("these models name different classes, or in another order: look at each on its own")
     return named[0] if named and len(named) == len(found) else None
+
+
+def _unwrapped(model: Any) -> Any:
+    """The model inside torch.compile's, DataParallel's and averaging wrappers, which hide its attributes."""
+    while hasattr(model, "_orig_mod") or isinstance(model, WRAPPERS):
+        model = getattr(model, "_orig_mod", None) or model.module
+    return model
 
 
 def _renumbered(split: Split, known: list[str] | None) -> Split:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bivallate.errors import check_seed, check_whole, python_arguments
 from bivallate.evaluation.attack_functions import attack as adversarial
-from bivallate.evaluation.inference import for_inference
+from bivallate.evaluation.inference import dtype_of, for_inference
 from bivallate.evaluation.named_attacks import Attack, Stage, attack_named
 from bivallate.evaluation.points import check_images
+from bivallate.evaluation.sequences import as_tensor
 from bivallate.evaluation.threat_union import threats_in
 from bivallate.evaluation.verify import logits_of
 from bivallate.lower.threat import ThreatModel
@@ -45,6 +47,7 @@ class Prediction:
     within: ThreatModel | None = None
 
 
+@python_arguments
 def predict(
     model: nn.Module | Callable[[Tensor], Tensor],
     x: Tensor,
@@ -77,8 +80,12 @@ def predict(
     Cost: one forward; for each threat also the attack and another forward.
     """
     attack_named(attack)  # a misspelt one is said without a threat too
+    check_seed(seed)
+    check_whole("top", top)
+    x = as_tensor(x, "x")
     check_images(x)
     chosen = [(each, attack_named(attack, each)) for each in threats_in(threat)]
+    x = x.to(torch.promote_types(x.dtype, dtype_of(model)))  # in which the attack is confirmed
     clean = logits_on(model, x)
     labels = clean.argmax(1)
     attacked = [

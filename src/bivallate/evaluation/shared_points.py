@@ -108,7 +108,7 @@ def own_progress_file(file: str | os.PathLike[str], n: int, key: str, known: Kno
 def _rearrange(file: str | os.PathLike[str], n: int, key: str, known: Known, world: int) -> None:
     there, every = progress_files(file), torch.arange(n)
     others = {were for _, were in there if were != world}
-    for were in others if len(others) == 1 and len(there) == max(others) else ():
+    for were in others if len(others) == 1 and sum(k[1] in others for k in there) == max(others) else ():
         states = [
             known(State.load(there[rank, were], key), every[rank::were], there[rank, were])
             for rank in range(were)

@@ -21,7 +21,6 @@ from bivallate.types import Passes
 __all__ = ["Position", "State"]
 
 SCHEMA = "bivallate-progress-3"
-SAME = 1e-4  # tolerance relative to the largest logit: above rounding by batch size, threads or device
 
 
 class StateColumns(TypedDict):
@@ -107,10 +106,10 @@ class State:
             broken_at=whole + ROBUST,
             broken_in_turn=whole.clone(),
             predicted=whole.clone(),
-            margin=torch.zeros(n),
+            margin=torch.zeros(n, dtype=torch.float32),
             batch_size=batch_size,
             threads=threads,
-            more={name: torch.zeros(n) for name in MORE_COLUMNS},
+            more={name: torch.zeros(n, dtype=torch.float32) for name in MORE_COLUMNS},
         )
 
     @property
@@ -127,11 +126,6 @@ class State:
         """The state of some of the points; everything else is the same."""
         columns = {name: getattr(self, name)[points] for name in FILE_KEYS}
         return replace(self, **columns, more={name: column[points] for name, column in self.more.items()})
-
-    def is_of(self, sample: Tensor) -> bool:
-        """Whether logits of the same few points agree with the stored ones up to rounding."""
-        kept = self.sample
-        return kept.shape == sample.shape and bool((kept - sample).abs().max() <= SAME * kept.abs().max())
 
     def living(self, at: Position) -> Tensor:
         """(k,) the points that this turn of this stage has to attack.

@@ -19,6 +19,7 @@ from bivallate.evaluation.evaluation_progress import EvaluationProgress, Searche
 from bivallate.evaluation.inference import for_inference
 from bivallate.evaluation.named_attacks import Attack, Stage
 from bivallate.evaluation.points import (
+    Points,
     as_points,
     check_images,
     check_labels,
@@ -41,6 +42,7 @@ from bivallate.types import Batch, Passes
 __all__ = ["eps_curve", "minimal_distances", "survivors"]
 
 
+SAMPLED = 8  # points whose logits a file keeps, to recognise the model
 SEARCHES = "fab-t, fmn, ddn"  # in the key of `minimal_distances`: files of fewer searches are not resumed
 
 
@@ -70,7 +72,8 @@ def eps_curve(
     Returns:
         A score for each radius, in ascending order.
     """
-    radii = sorted({make_threat(norm, value).eps for value in eps})
+    given = [eps] if isinstance(eps, str | int | float) else eps
+    radii = sorted({make_threat(norm, value).eps for value in given})
     if not radii:
         raise UserError("an eps curve needs at least one radius")
     curve: dict[float, Score] = {}
@@ -135,7 +138,7 @@ def minimal_distances(
     ball, index = make_threat(norm, 1.0), select(len(source), n, first, seed)
     with progress_callback(progress) as show, for_inference(model, None) as (module, where, dtype):
         key = [norm, SEARCHES, steps, targets, data_fingerprint(source, index), model_fingerprint(module)]
-        kept = DistanceFile(resume, key, shared=shared)
+        kept = DistanceFile(resume, key, _sample(module, source, index, where, dtype), shared=shared)
         left = kept.left(index)
         for rows in left.split(batch_size) if len(left) else ():
             x, y = source.tensors(rows)
@@ -148,6 +151,15 @@ def minimal_distances(
                 done, seconds = len(index) - kept.world * len(kept.left(index)), time.perf_counter() - began
                 show(Searched("distances", len(index), max(0, done), seconds))
         return kept.all_of(index, torch.promote_types(dtype, torch.float32))
+
+
+def _sample(
+    module: nn.Module, source: Points, index: Tensor, where: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """(k, K) logits of the first few points."""
+    x = source.tensors(index[:SAMPLED])[0]
+    check_images(x)
+    return logits_of(module, x.to(where, dtype), Passes())
 
 
 def distances_by_search(

@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from bivallate.errors import UserError
+from bivallate.evaluation.points import check_threat
 from bivallate.lower.threat import Threat, ThreatModel
 from bivallate.parts import part
 
@@ -75,7 +76,9 @@ def threats_in(given: Any) -> tuple[Any, ...]:
     """
     if given is None:
         return ()
-    found = tuple(given) if isinstance(given, Sequence) else members(given)
+    found = tuple(given) if isinstance(given, list | tuple) else members(given)
+    for one in found:
+        check_threat(one)
     check_different(found, "threat")
     return found
 

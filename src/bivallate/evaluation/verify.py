@@ -51,10 +51,19 @@ def logits_of(model: nn.Module, x: Tensor, passes: Passes) -> Tensor:
     """
     passes.forward += len(x)
     with torch.no_grad(), without_autocast(x.device), full_float32():
-        logits = call_unharmed(model, x)
+        try:
+            logits = call_unharmed(model, x)
+        except (UserError, torch.cuda.OutOfMemoryError):
+            raise
+        except RuntimeError as error:  # of the user's own code
+            raise failed_on(x, error) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"the model must return logits of shape ({len(x)}, classes), got {got}")
+    if logits.is_complex():
+        raise UserError(
+            "the model returns complex numbers, which have no order: return logits, such as their abs()"
+        )
     if logits.shape[1] < 2:
         raise UserError("the model returns one logit a point; a classifier needs at least two classes")
     if not bool(logits.isfinite().all()):
@@ -63,6 +72,17 @@ def logits_of(model: nn.Module, x: Tensor, passes: Passes) -> Tensor:
             f"the model returned NaN or infinite logits for {bad} of {len(x)} points; "
             "no accuracy can be stated for it. Check its weights and its normalisation"
         )
+    return in_float(logits)
+
+
+def failed_on(x: Tensor, error: Exception) -> UserError:
+    """The error for a model that failed on images."""
+    said = f"{type(error).__name__}: {error}".splitlines()[0]
+    return UserError(f"the model failed on images of shape {tuple(x.shape)} ({said})")
+
+
+def in_float(logits: Tensor) -> Tensor:
+    """Logits in float32 or better, also of a model that returns whole numbers."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 

@@ -139,7 +139,7 @@ class Forward:
                 passes.backward += rows
 
             logits.register_hook(arrived)
-        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        return logits if logits.dtype == torch.float64 else logits.float()
 
     def _cast_once(self, dtype: torch.dtype) -> list[CastWeight]:
         """The network's weights in the type, cast once for all passes, where autocast casts them in each.

@@ -21,7 +21,8 @@ def in_mode(model: nn.Module, *, training: bool, track: bool, dropout: bool) -> 
         track: whether BatchNorm in train mode moves its running statistics.
         dropout: whether dropout is active in train mode.
     """
-    before = [(m, m.training, getattr(m, "track_running_stats", None)) for m in model.modules()]
+    modules = [m for m in model.modules() if hasattr(m, "training")]  # a frozen script's have none
+    before = [(m, m.training, getattr(m, "track_running_stats", None)) for m in modules]
     try:
         for module, _, _ in before:
             module.training = training and not getattr(module, "frozen_norm", False)
@@ -34,7 +35,7 @@ def in_mode(model: nn.Module, *, training: bool, track: bool, dropout: bool) -> 
     finally:
         for module, was_training, tracked in before:
             module.training = was_training
-            if tracked is not None:
+            if getattr(module, "track_running_stats", None) is not tracked:  # a constant in a script
                 module.track_running_stats = tracked  # pyright: ignore[reportAttributeAccessIssue]
 
 

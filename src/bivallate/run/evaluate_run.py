@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bivallate.errors import UserError, check_options
+from bivallate.errors import UserError, check_options, python_arguments
 from bivallate.evaluation import Attack, Score, Stage, attack_and_score, attack_named, within_all
 from bivallate.evaluation.evaluation_options import EvaluationOptions
 from bivallate.evaluation.progress_display import progress_callback
@@ -26,6 +26,7 @@ __all__ = ["evaluate", "folder_or_model"]
 
 
 @renamed_arguments(precision="search_precision")
+@python_arguments
 def evaluate(
     model: Any,
     data: Any = None,
