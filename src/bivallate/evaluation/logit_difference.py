@@ -1,4 +1,4 @@
-"""How far two answers of one model to the same images are apart."""
+"""Whether two answers are of one model, and how far they are apart."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bivallate.errors import UserError
 
-__all__ = ["another_model", "apart", "of_one_model"]
+__all__ = ["another_model", "apart", "of_one_model", "same_values"]
 
 SAME = 1e-4  # tolerance relative to the largest logit: above rounding by batch size, threads or device
 
@@ -42,3 +42,8 @@ def another_model(file: str | os.PathLike[str]) -> UserError:
         f"{os.fspath(file)} was begun with another model: its logits on the same points differ. A model that "
         "is random cannot be told from another, nor be resumed. Delete the file or name another one"
     )
+
+
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same values, NaN included."""
+    return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())

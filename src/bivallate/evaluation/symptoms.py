@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bivallate.errors import UserError
-from bivallate.evaluation.logit_difference import apart
+from bivallate.evaluation.logit_difference import apart, same_values
 from bivallate.evaluation.neighbourhood import Probe, probe
 from bivallate.evaluation.points import check_labels
 from bivallate.evaluation.verify import logits_of
@@ -238,7 +238,7 @@ def stateless(
 
 def restore_buffers(model: nn.Module, before: dict[str, Tensor]) -> Iterator[Finding]:
     """Restore buffers that passes in eval mode have moved, and report them."""
-    moved = [k for k, v in model.named_buffers() if k in before and not _same(v, before[k])]
+    moved = [k for k, v in model.named_buffers() if k in before and not same_values(v, before[k])]
     for name, buffer in model.named_buffers():
         if name in moved:
             buffer.copy_(before[name])
@@ -246,11 +246,6 @@ def restore_buffers(model: nn.Module, before: dict[str, Tensor]) -> Iterator[Fin
         fix = "An evaluated model must not learn from the points: no training=True, no counters of queries"
         got = f"passes in eval mode moved {', '.join(moved[:3])}"
         yield Finding("error", "stateful", "the model changes while it is evaluated", got, fix)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two buffers hold the same values, NaN included."""
-    return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def hidden_gradients(

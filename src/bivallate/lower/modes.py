@@ -36,7 +36,7 @@ def in_mode(model: nn.Module, *, training: bool, track: bool, dropout: bool) -> 
         for module, was_training, tracked in before:
             module.training = was_training
             if getattr(module, "track_running_stats", None) is not tracked:  # a constant in a script
-                module.track_running_stats = tracked  # pyright: ignore[reportAttributeAccessIssue]
+                module.track_running_stats = tracked  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
 
 
 def attacking(model: nn.Module, mode: AttackMode):
