@@ -58,9 +58,8 @@ def divided(
     measured = source.moments
     if "test" not in splits:
         train, splits["test"] = select.holdout(train, test_fraction, FIXED, "test")
-        measured = (
-            source.moments if source.known is not None else None
-        )  # of all images, also those of the test
+        if source.known is None:
+            measured = None  # the source's are of the test images too
     held: Split | None = splits.get("validation") if validation else None
     everything = train if len(train) else splits["test"]
     statistics = _published(source, everything.shape) or measured or _measured(everything)

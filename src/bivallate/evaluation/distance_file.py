@@ -52,12 +52,11 @@ class DistanceFile:
         self._key, self._found, self._sample = key, dict[int, float](), sample.double().cpu()
         for progress in shared_points.progress_files(file).values() if file is not None else ():
             kept = read_json(progress, "file of distances", WrittenDistances, 1024 * MEGABYTE)
-            if (
-                kept["key"] == key and "sample" in kept
-            ):  # otherwise it is another search's, and is overwritten
-                if not of_one_model(torch.tensor(kept["sample"], dtype=torch.float64), self._sample):
-                    raise another_model(progress)
-                self._found |= {int(row): math.inf if d is None else d for row, d in kept["found"].items()}
+            if kept["key"] != key or "sample" not in kept:
+                continue  # it belongs to another search and is overwritten
+            if not of_one_model(torch.tensor(kept["sample"], dtype=torch.float64), self._sample):
+                raise another_model(progress)
+            self._found |= {int(row): math.inf if d is None else d for row, d in kept["found"].items()}
         if shared:
             collective.barrier()  # no process writes before all have read
         self._file = None if file is None else shared_points.own_file(file, self.rank, self.world)
