@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bivallate as bv
-from bivallate.evaluation import attack_and_score, attack_named, eps_curve, minimal_distances
+from bivallate.evaluation import attack, attack_and_score, attack_named, eps_curve, minimal_distances
 from bivallate.evaluation.attacked_images import craft
 from bivallate.evaluation.predictions import predict
 from bivallate.evaluation.preflight import preflight
+from bivallate.lower.threat import ThreatModel
 
 THREAT = bv.Linf(0.05)
 
@@ -99,6 +100,17 @@ def test_what_breaks_in_float64_is_not_told_to_survive() -> None:
     survive = sum(bool(p.survives) for p in predict(model, x, threat, "fmn-100", seed=3))
     left = int((~craft(model, (x, y), threat, "fmn-100", seed=3).fooled).sum())
     assert survive == left == int(score.robust.sum())
+
+
+@pytest.mark.parametrize("threat", [bv.L1(8), bv.L2(1), THREAT], ids=str)
+def test_images_in_float64_are_attacked_within_the_threat(threat: ThreatModel) -> None:
+    model = network()
+    x, y = points(model)
+    precise = (x.double() + 1e-9 * torch.arange(16).view(1, 1, 4, 4)).clamp(0, 1)
+    x_adv = attack(model, precise, y, threat, "pgd-5")
+    assert x_adv.dtype == torch.float64
+    assert float(threat.size(x_adv - precise).max()) <= threat.eps * (1 + 1e-12)
+    assert (model(x_adv.float()).argmax(1) != y).sum() > 5
 
 
 @pytest.mark.parametrize("answer", [torch.int64, torch.int32], ids=str)
