@@ -9,8 +9,9 @@ from torch import Tensor
 
 from bivallate.errors import UserError
 
-__all__ = ["another_model", "apart", "of_one_model", "same_values"]
+__all__ = ["SAMPLE", "another_model", "apart", "of_one_model", "same_values"]
 
+SAMPLE = 8  # number of points whose logits identify a model
 SAME = 1e-4  # tolerance relative to the largest logit: above rounding by batch size, threads or device
 
 

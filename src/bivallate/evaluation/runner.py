@@ -32,6 +32,7 @@ from bivallate.errors import UserError
 from bivallate.evaluation.batch_size import NO_ROOM
 from bivallate.evaluation.evaluation_progress import EvaluationProgress
 from bivallate.evaluation.full_precision import full_float32
+from bivallate.evaluation.logit_difference import SAMPLE
 from bivallate.evaluation.named_attacks import Attack, Stage
 from bivallate.evaluation.point_columns import ROBUST
 from bivallate.evaluation.points import Points, check_images, check_labels, whole_labels
@@ -49,7 +50,6 @@ from bivallate.types import Batch, Passes
 
 __all__ = ["Runner"]
 
-SAMPLE = 8  # number of points whose logits identify a model
 FEWEST = 8  # smallest number of points for a thread
 LEAST = 1 << 24  # smallest number of multiplications for a thread; else threads wait for the interpreter
 

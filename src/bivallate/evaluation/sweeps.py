@@ -17,6 +17,7 @@ from bivallate.evaluation.attack_functions import attack_and_score
 from bivallate.evaluation.distance_file import DistanceFile
 from bivallate.evaluation.evaluation_progress import EvaluationProgress, Searched
 from bivallate.evaluation.inference import for_inference
+from bivallate.evaluation.logit_difference import SAMPLE
 from bivallate.evaluation.named_attacks import Attack, Stage
 from bivallate.evaluation.points import (
     Points,
@@ -42,7 +43,6 @@ from bivallate.types import Batch, Passes
 __all__ = ["eps_curve", "minimal_distances", "survivors"]
 
 
-SAMPLED = 8  # points whose logits a file keeps, to recognise the model
 SEARCHES = "fab-t, fmn, ddn"  # in the key of `minimal_distances`: files of fewer searches are not resumed
 
 
@@ -157,7 +157,7 @@ def _sample(
     module: nn.Module, source: Points, index: Tensor, where: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """(k, K) logits of the first few points."""
-    x = source.tensors(index[:SAMPLED])[0]
+    x = source.tensors(index[:SAMPLE])[0]
     check_images(x)
     return logits_of(module, x.to(where, dtype), Passes())
 
